@@ -1,0 +1,12 @@
+"""Sequential latent-variable models as Pyro programs: what a model is.
+
+A model is four pure functions, a guide two; Pyro programs, fast rollouts, training and
+diagnostics derive from them. What one does with a model is in the package ``inference``.
+"""
+
+from pyro_avrnn import recipes
+from pyro_avrnn.rollout import StepDensities
+from pyro_avrnn.sequence import SequenceGuide, SequenceModel
+
+__version__ = "0.1.0"
+__all__ = ["SequenceGuide", "SequenceModel", "StepDensities", "recipes"]

@@ -1,0 +1,176 @@
+"""Feed-forward networks that return tensors or normals, and recurrent cells that look alike.
+
+Every module broadcasts over leading dimensions: ``(*batch, features)`` in, ``(*batch, ...)`` out.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor, nn
+from torch.nn import functional as F
+
+
+def broadcast_cat(*tensors: Tensor) -> Tensor:
+    """Concatenate along the last dimension, broadcasting all others.
+
+    Args:
+        tensors: shapes ``(*batch_i, F_i)`` whose batch shapes broadcast together.
+
+    Returns:
+        Shape ``(*batch, F_1 + F_2 + ...)``.
+    """
+    if all(t.shape[:-1] == tensors[0].shape[:-1] for t in tensors):
+        return torch.cat(tensors, dim=-1)
+    batch = torch.broadcast_shapes(*(t.shape[:-1] for t in tensors))
+    return torch.cat([t.expand(*batch, t.shape[-1]) for t in tensors], dim=-1)
+
+
+class MLP(nn.Sequential):
+    """Linear layers with ReLU between them; ``sizes`` lists input, hidden and output widths.
+
+    Args:
+        sizes: at least two widths.
+        final: whether an activation follows the last layer too.
+    """
+
+    def __init__(self, sizes: Sequence[int], *, final: bool = False) -> None:
+        if len(sizes) < 2:
+            raise ValueError(f"sizes must list at least input and output width, got {sizes}")
+        layers: list[nn.Module] = []
+        for i, (width_in, width_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            layers.append(nn.Linear(width_in, width_out))
+            if final or i < len(sizes) - 2:
+                layers.append(nn.ReLU())
+        super().__init__(*layers)
+
+
+def diagonal_normal(loc: Tensor, scale: Tensor) -> dist.Distribution:
+    """Independent normals, event shape ``(D,)``.
+
+    The arguments are not validated: ``scale`` is positive by construction here, and parameters
+    that stop being finite are reported, with their step, by whoever reads the density.
+    """
+    return dist.Normal(loc, scale, validate_args=False).to_event(1)
+
+
+class NormalNetwork(nn.Module):
+    r"""Diagonal normal whose mean and scale are functions of the concatenated inputs.
+
+    The scale is :math:`\sigma_{\min} + \mathrm{softplus}(r + b)`.
+
+    Args:
+        in_dim: width of all inputs together.
+        out_dim: D, the event size.
+        hidden: widths of the hidden layers.
+        min_scale: the floor :math:`\sigma_{\min}`, in units of the variable.
+        scale_bias: :math:`b`, added to the raw scale.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        hidden: Sequence[int],
+        *,
+        min_scale: float = 0.0,
+        scale_bias: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if min_scale < 0:
+            raise ValueError(f"min_scale must not be negative, got {min_scale}")
+        self.out_dim, self.min_scale, self.scale_bias = out_dim, min_scale, scale_bias
+        self.net = MLP([in_dim, *hidden, 2 * out_dim])
+
+    def parameters_of(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and scale, each ``(*batch, D)``."""
+        loc, raw = self.net(broadcast_cat(*inputs)).chunk(2, dim=-1)
+        return loc, self.min_scale + F.softplus(raw + self.scale_bias)
+
+    def forward(self, *inputs: Tensor) -> dist.Distribution:
+        """The distribution given inputs of shapes ``(*batch, F_i)``; event shape ``(D,)``."""
+        return diagonal_normal(*self.parameters_of(*inputs))
+
+
+class Cell(nn.Module, ABC):
+    """A recurrent cell: one tensor of memory, of which ``output`` reads the visible part.
+
+    Args:
+        in_dim: width of the input.
+        h_dim: H, width of the output.
+    """
+
+    def __init__(self, in_dim: int, h_dim: int) -> None:
+        super().__init__()
+        self.in_dim, self.h_dim = in_dim, h_dim
+
+    @abstractmethod
+    def initial(self, batch_shape: Size) -> Tensor:
+        """Memory before the first step, zeros of shape ``(*batch, M)``."""
+
+    @abstractmethod
+    def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
+        """Memory one step later, ``(*batch, M)``, from inputs ``(*batch, in_dim)``."""
+
+    @abstractmethod
+    def output(self, memory: Tensor) -> Tensor:
+        """The output h, ``(*batch, H)``."""
+
+
+class GRU(Cell):
+    """Gated recurrent unit; its memory is its output. Source: Cho et al. (2014)."""
+
+    def __init__(self, in_dim: int, h_dim: int) -> None:
+        super().__init__(in_dim, h_dim)
+        self.cell = nn.GRUCell(in_dim, h_dim)
+
+    def initial(self, batch_shape: Size) -> Tensor:
+        """Zeros of shape ``(*batch, H)``."""
+        return self.cell.weight_hh.new_zeros(*batch_shape, self.h_dim)
+
+    def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
+        """One step; inputs and memory broadcast over their leading dimensions."""
+        inputs, memory, batch = _flatten(inputs, memory)
+        return self.cell(inputs, memory).reshape(*batch, -1)
+
+    def output(self, memory: Tensor) -> Tensor:
+        """The memory itself."""
+        return memory
+
+
+class LSTM(Cell):
+    """Long short-term memory; its memory is output and cell, ``(*batch, 2H)``.
+
+    Source: Hochreiter and Schmidhuber (1997).
+    """
+
+    def __init__(self, in_dim: int, h_dim: int) -> None:
+        super().__init__(in_dim, h_dim)
+        self.cell = nn.LSTMCell(in_dim, h_dim)
+
+    def initial(self, batch_shape: Size) -> Tensor:
+        """Zeros of shape ``(*batch, 2H)``."""
+        return self.cell.weight_hh.new_zeros(*batch_shape, 2 * self.h_dim)
+
+    def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
+        """One step; inputs and memory broadcast over their leading dimensions."""
+        inputs, memory, batch = _flatten(inputs, memory)
+        return torch.cat(self.cell(inputs, memory.chunk(2, dim=-1)), dim=-1).reshape(*batch, -1)
+
+    def output(self, memory: Tensor) -> Tensor:
+        """The first half of the memory."""
+        return memory[..., : self.h_dim]
+
+
+def _flatten(inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Size]:
+    # torch's cells take one batch dimension
+    batch = torch.broadcast_shapes(inputs.shape[:-1], memory.shape[:-1])
+    return (
+        inputs.expand(*batch, -1).reshape(-1, inputs.shape[-1]),
+        memory.expand(*batch, -1).reshape(-1, memory.shape[-1]),
+        batch,
+    )
+
+
+CELLS: dict[str, type[Cell]] = {"gru": GRU, "lstm": LSTM}

@@ -1,0 +1,110 @@
+"""The joint density of model and guide with time as a batch dimension: the fast path.
+
+The guide's recurrence runs once and draws the latents; every density is then computed for all
+steps together. Values and gradients equal those of the ``pyro.markov`` loops of
+:mod:`pyro_avrnn.sequence` to round-off, for every model and guide.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor
+
+if TYPE_CHECKING:
+    from pyro_avrnn.sequence import SequenceGuide, SequenceModel
+
+
+class StepDensities(NamedTuple):
+    """What guide and model say of every step; padded steps have log-density 0.
+
+    Shapes are ``(T, K, B)`` and event dimensions, unless stated. ``states`` is the model's own
+    NamedTuple with every tensor stacked; ``c`` is what the guide's ``encode`` gave.
+    """
+
+    z: Tensor  # (T, K, B, Z), drawn by the guide, or given
+    h: Tensor  # (T, K, B, H), the state's summary before step t
+    x: Tensor  # (T, 1, B, X)
+    mask: Tensor  # (T, 1, B) bool
+    log_prior: Tensor
+    log_emission: Tensor
+    log_proposal: Tensor
+    prior: dist.Distribution
+    emission: dist.Distribution
+    proposal: dist.Distribution
+    states: Any
+    c: Tensor  # (T, 1, B, C)
+
+    @property
+    def log_weight(self) -> Tensor:
+        """log p(x_t, z_t | past) - log q(z_t | ...), ``(T, K, B)``, nats."""
+        return self.log_prior + self.log_emission - self.log_proposal
+
+
+def rollout(
+    model: "SequenceModel",
+    guide: "SequenceGuide",
+    x: Tensor,
+    mask: Tensor,
+    num_particles: int = 1,
+    z: Tensor | None = None,
+) -> StepDensities:
+    """Draw (or take) latents along the guide and score them under model and guide.
+
+    Args:
+        model: the four functions.
+        guide: the two functions.
+        x: ``(B, T, X)``, padding overwritten by a value in the emission's support.
+        mask: ``(B, T)`` bool.
+        num_particles: K.
+        z: ``(T, K, B, Z)`` to be scored, or None to draw from the guide; draws consume the
+            random numbers that the guide's own loop would.
+
+    Raises:
+        ValueError: ``num_particles`` below 1, or ``z`` of another shape.
+    """
+    size, length = mask.shape
+    if z is None:
+        if num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+    elif z.ndim != 4 or (z.shape[0], z.shape[2], z.shape[3]) != (length, size, model.z_dim):
+        raise ValueError(
+            f"z must have shape (T, K, B, Z) = ({length}, K, {size}, {model.z_dim}), "
+            f"got {tuple(z.shape)}"
+        )
+    particles = num_particles if z is None else z.shape[1]
+    c = guide.encode(x, mask)  # (B, T, C)
+    state = model.init(Size((particles, size)))
+    states, draws = [], []
+    for t in range(length):
+        if z is None:
+            q_t = guide.proposal(state, c[:, t])
+            z_t = q_t.rsample() if q_t.has_rsample else q_t.sample()
+        else:
+            z_t = z[t]
+        states.append(state)
+        draws.append(z_t)
+        if t + 1 < length:
+            state = model.advance(state, z_t, x[:, t])
+    stacked = type(state)(*map(torch.stack, zip(*states, strict=True)))
+    draws_all = torch.stack(draws) if z is None else z
+    x_all = x.transpose(0, 1).unsqueeze(1)
+    c_all = c.transpose(0, 1).unsqueeze(1)
+    observed = mask.t().unsqueeze(1)
+    prior = model.transition(stacked)
+    emission = model.emission(draws_all, stacked)
+    proposal = guide.proposal(stacked, c_all)
+    return StepDensities(
+        z=draws_all,
+        h=model.hidden(stacked),
+        x=x_all,
+        mask=observed,
+        log_prior=torch.where(observed, prior.log_prob(draws_all), 0.0),
+        log_emission=torch.where(observed, emission.log_prob(x_all), 0.0),
+        log_proposal=torch.where(observed, proposal.log_prob(draws_all), 0.0),
+        prior=prior,
+        emission=emission,
+        proposal=proposal,
+        states=stacked,
+        c=c_all,
+    )

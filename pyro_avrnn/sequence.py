@@ -1,0 +1,250 @@
+"""The contract: a sequence model is four pure functions, a guide is two; Pyro is derived here.
+
+All Pyro sites of the library are stated in this file, once. Sites are ``z_1 .. z_T`` and
+``x_1 .. x_T`` inside the plate ``sequences`` (dimension -1), t counted from 1 as in the papers.
+"""
+
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.runtime import am_i_wrapped
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+
+from pyro_avrnn.rollout import StepDensities, rollout
+
+
+class SequenceModel(nn.Module, ABC):
+    r"""A sequence model :math:`\prod_t p(z_t \mid s_t)\,p(x_t \mid z_t, s_t)`.
+
+    The state :math:`s_t` summarises all steps before t. A subclass writes ``init``,
+    ``transition``, ``emission`` and ``advance``, none with a side effect, each broadcasting
+    over leading dimensions. The instance is then a Pyro program: ``model(x, mask)``.
+
+    Args:
+        x_dim: X, size of an observation.
+        z_dim: Z, size of a latent; 0 for a model without latents.
+    """
+
+    support: constraints.Constraint = constraints.real
+    expects: str = "finite real numbers"
+
+    def __init__(self, x_dim: int, z_dim: int) -> None:
+        super().__init__()
+        for name, value, least in (("x_dim", x_dim, 1), ("z_dim", z_dim, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.x_dim, self.z_dim = x_dim, z_dim
+
+    @abstractmethod
+    def init(self, batch_shape: Size) -> Any:
+        """The state before step 1: a NamedTuple of tensors ``(*batch, ...)``."""
+
+    @abstractmethod
+    def transition(self, state: Any) -> dist.Distribution:
+        """p(z_t | state), event shape ``(Z,)``."""
+
+    @abstractmethod
+    def emission(self, z_t: Tensor, state: Any) -> dist.Distribution:
+        """p(x_t | z_t, state), event shape ``(X,)``."""
+
+    @abstractmethod
+    def advance(self, state: Any, z_t: Tensor, x_t: Tensor) -> Any:
+        """The next state."""
+
+    def hidden(self, state: Any) -> Tensor:
+        """What guides and critics read of a state: h_t, ``(*batch, H)``. Default: all of it."""
+        return torch.cat(list(state), dim=-1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features of observations that the model owns and a guide borrows. Default: x itself."""
+        return x
+
+    def step(self, t: int, state: Any, x_t: Tensor | None = None) -> tuple[Any, Tensor]:
+        """Step t of the Pyro program, t from 1; gives the next state and x_t ``(*batch, X)``."""
+        if self.z_dim:
+            z_t = pyro.sample(f"z_{t}", self.transition(state))
+        else:
+            z_t = self.hidden(state)[..., :0]
+        x_t = pyro.sample(f"x_{t}", self.emission(z_t, state), obs=x_t)
+        return self.advance(state, z_t, x_t), x_t
+
+    def forward(self, x: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The Pyro program.
+
+        Args:
+            x: observations ``(B, T, X)``, or None to draw them (B and T then come from ``mask``).
+            mask: ``(B, T)`` bool, True for the steps a sequence has, a prefix; None for all.
+
+        Returns:
+            The observations, ``(*batch, T, X)``.
+
+        Raises:
+            ValueError: data the model cannot score, or a mask that does not fit them.
+        """
+        _register("model", self)
+        x, mask = self.check(x, mask)
+        size, length = mask.shape
+        ragged = None if bool(mask.all()) else mask
+        observations = []
+        with pyro.plate("sequences", size, dim=-1):
+            state = self.init(Size((size,)))
+            for t in pyro.markov(range(1, length + 1)):
+                with _masked(ragged, t):
+                    state, x_t = self.step(t, state, None if x is None else x[:, t - 1])
+                observations.append(x_t)
+        return torch.stack(observations, dim=-2)
+
+    def rollout(
+        self,
+        guide: "SequenceGuide",
+        x: Tensor,
+        mask: Tensor | None = None,
+        num_particles: int = 1,
+        *,
+        z: Tensor | None = None,
+    ) -> StepDensities:
+        """The same joint density with time as a batch dimension; see :func:`~.rollout.rollout`.
+
+        Args:
+            guide: draws the latents, its recurrence run once.
+            x: ``(B, T, X)``.
+            mask: ``(B, T)`` bool, a prefix, or None.
+            num_particles: K draws a sequence.
+            z: latents ``(T, K, B, Z)`` to score instead of drawing them.
+
+        Returns:
+            Densities, draws, states and distributions, shapes ``(T, K, B, ...)``.
+        """
+        if am_i_wrapped():  # under SVI: the parameters are to be seen; bare, this is pure
+            _register("model", self)
+            _register("guide", guide)
+        x, mask = self.check(x, mask)
+        return rollout(self, guide, x, mask, num_particles, z)
+
+    def check(self, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor]:
+        """Data and mask in the shapes they must have, padding overwritten by zeros.
+
+        Raises:
+            ValueError: naming the argument, what was expected and what arrived.
+        """
+        if x is None:
+            if mask is None:
+                raise ValueError("mask (B, T) is needed to draw x: it gives B and T")
+            return None, check_mask(mask, mask.shape)
+        if x.ndim != 3 or x.shape[-1] != self.x_dim:
+            hint = "; add the batch dimension" if x.ndim == 2 else ""
+            raise ValueError(
+                f"x must have shape (B, T, {self.x_dim}), got {tuple(x.shape)}{hint}"
+            )
+        if x.shape[0] == 0 or x.shape[1] == 0:
+            raise ValueError(f"x must hold at least one sequence and one step, got {x.shape}")
+        if mask is None:
+            mask = x.new_ones(x.shape[:2], dtype=torch.bool)
+        else:
+            mask = check_mask(mask, x.shape[:2])
+            x = torch.where(mask.unsqueeze(-1), x, 0.0)
+        bad = ~torch.isfinite(x) if self.support is constraints.real else ~self.support.check(x)
+        if bool(bad.any()):
+            b, t, i = bad.nonzero()[0].tolist()
+            raise ValueError(
+                f"x must hold {self.expects} for this emission, got {x[b, t, i].item():g} at "
+                f"sequence {b}, frame {t}, feature {i} (counted from 0)"
+            )
+        return x, mask
+
+
+class SequenceGuide(nn.Module, ABC):
+    r"""A guide :math:`\prod_t q(z_t \mid s_t, c_t)` that follows a model's state.
+
+    It borrows the model's functions as bound methods, so it registers only its own parameters.
+    A subclass writes ``proposal`` and, unless x itself will do, ``encode``.
+
+    Args:
+        model: the model whose latents are proposed.
+    """
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        self.init, self.advance, self.check = model.init, model.advance, model.check
+        self.transition, self.hidden, self.features = (
+            model.transition,
+            model.hidden,
+            model.features,
+        )
+        self.z_dim = model.z_dim
+
+    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        """c, ``(B, T, C)``, computed once per batch of sequences. Default: the model's features.
+
+        Args:
+            x: ``(B, T, X)``, padding already overwritten.
+            mask: ``(B, T)`` bool.
+        """
+        return self.features(x)
+
+    @abstractmethod
+    def proposal(self, state: Any, c_t: Tensor) -> dist.Distribution:
+        """q(z_t | state, c_t), event shape ``(Z,)``."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """The Pyro program; arguments as for the model."""
+        _register("guide", self)
+        if x is None:
+            raise ValueError("x (B, T, X) is needed by a guide: it proposes latents given data")
+        x, mask = self.check(x, mask)
+        c = self.encode(x, mask)
+        ragged = None if bool(mask.all()) else mask
+        with pyro.plate("sequences", mask.shape[0], dim=-1):
+            state = self.init(Size((mask.shape[0],)))
+            for t in pyro.markov(range(1, mask.shape[1] + 1 if self.z_dim else 1)):
+                with _masked(ragged, t):
+                    z_t = pyro.sample(f"z_{t}", self.proposal(state, c[:, t - 1]))
+                    state = self.advance(state, z_t, x[:, t - 1])
+
+
+def check_mask(mask: Tensor, shape: Size) -> Tensor:
+    """The mask, if it is a bool prefix mask of that shape.
+
+    Args:
+        mask: to be ``(B, T)`` bool, True for the steps a sequence has, False after its end.
+        shape: the (B, T) of the data.
+
+    Raises:
+        ValueError: another shape, or a mask with a hole.
+        TypeError: not bool.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be of dtype bool, got {mask.dtype}; use mask.bool()")
+    if mask.ndim != 2 or mask.shape != shape:
+        raise ValueError(f"mask must have shape {tuple(shape)}, got {tuple(mask.shape)}")
+    holes = (mask[:, 1:] & ~mask[:, :-1]).any(dim=1)
+    if bool(holes.any()):
+        raise ValueError(
+            "mask must be a prefix (True for a sequence's steps, then False); sequence "
+            f"{int(holes.nonzero()[0])} is observed again after a gap"
+        )
+    return mask
+
+
+def _masked(mask: Tensor | None, t: int) -> Any:
+    return nullcontext() if mask is None else poutine.mask(mask=mask[:, t - 1])
+
+
+def _register(name: str, module: nn.Module) -> None:
+    """``pyro.module``, refusing a store that holds another module's tensors under these names."""
+    stored = dict(pyro.get_param_store().named_parameters())
+    for path, parameter in module.named_parameters():
+        other = stored.get(f"{name}$$${path}")
+        if other is not None and other is not parameter:
+            raise ValueError(
+                f"the parameter store holds another {name}'s tensor under '{name}$$${path}', so "
+                f"this {name} would not be trained; call pyro.clear_param_store() first, or work "
+                "inside pyro.get_param_store().scope()"
+            )
+    pyro.module(name, module)

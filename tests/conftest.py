@@ -1,0 +1,41 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import pyro
+import pytest
+import torch
+
+matplotlib.use("Agg")
+GLOBALS = {
+    "default dtype": torch.get_default_dtype,
+    "grad mode": torch.is_grad_enabled,
+    "threads": torch.get_num_threads,
+    "deterministic algorithms": torch.are_deterministic_algorithms_enabled,
+    "default device": torch.get_default_device,
+}
+
+
+@pytest.fixture(autouse=True)
+def _clean_slate() -> Iterator[None]:
+    """float64, seed 0, an empty parameter store; no test may change torch's global defaults."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    pyro.enable_validation(True)
+    before = {name: read() for name, read in GLOBALS.items()}
+    yield
+    changed = [name for name, read in GLOBALS.items() if read() != before[name]]
+    torch.set_default_dtype(torch.float32)
+    assert not changed, f"a test changed torch's {', '.join(changed)}"
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data, or a skip that says so."""
+    default = Path(__file__).parents[1] / ".." / "shared" / "data"
+    folder = Path(os.environ.get("PYRO_AVRNN_DATA", default)).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no data at {folder}; set PYRO_AVRNN_DATA")
+    return folder
