@@ -9,8 +9,6 @@ A critic is called with what a view shows it: ``critic(z, context, path)``,
 and returns scores ``(T, K, B)``. It never sees the future of a step, hence no padding either.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Size, Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm

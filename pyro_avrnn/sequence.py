@@ -139,9 +139,7 @@ class SequenceModel(nn.Module, ABC):
             return None, check_mask(mask, mask.shape)
         if x.ndim != 3 or x.shape[-1] != self.x_dim:
             hint = "; add the batch dimension" if x.ndim == 2 else ""
-            raise ValueError(
-                f"x must have shape (B, T, {self.x_dim}), got {tuple(x.shape)}{hint}"
-            )
+            raise ValueError(f"x must have shape (B, T, {self.x_dim}), got {tuple(x.shape)}{hint}")
         if x.shape[0] == 0 or x.shape[1] == 0:
             raise ValueError(f"x must hold at least one sequence and one step, got {x.shape}")
         if mask is None:

@@ -30,9 +30,7 @@ class RNN(SequenceModel):
         encode_x: the feature map phi.
     """
 
-    def __init__(
-        self, x_dim: int, *, decoder: nn.Module, cell: Cell, encode_x: nn.Module
-    ) -> None:
+    def __init__(self, x_dim: int, *, decoder: nn.Module, cell: Cell, encode_x: nn.Module) -> None:
         super().__init__(x_dim, z_dim=0)
         self.decoder, self.cell, self.encode_x = decoder, cell, encode_x
         self.support = getattr(decoder, "support", self.support)

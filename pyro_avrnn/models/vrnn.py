@@ -22,7 +22,7 @@ class VRNNState(NamedTuple):
 
 
 class VRNN(SequenceModel):
-    r"""VRNN: :math:`p(z_t \mid h_t)\,p(x_t \mid z_t, h_t)`, with :math:`h_{t+1} = f(x_t, z_t, h_t)`.
+    r"""VRNN: :math:`p(z_t \mid h_t)\,p(x_t \mid z_t, h_t)`, :math:`h_{t+1} = f(x_t, z_t, h_t)`.
 
     Args:
         x_dim: X, size of an observation.

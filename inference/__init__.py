@@ -1,0 +1,39 @@
+"""What one does with a Pyro model and guide: bounds, adversarial training, diagnostics.
+
+Nothing here knows the models of ``pyro_avrnn``: every verb works on a user's own Pyro program.
+"""
+
+from inference.adversarial import Adversarial, Alternating
+from inference.arviz_adapter import to_arviz
+from inference.divergences import clip, gradient_penalty, spectral, wasserstein
+from inference.evaluation import Evaluation, evaluate
+from inference.information import rate_split
+from inference.objectives import ELBO, RegularisedELBO, elbo, iwae
+from inference.random import seeded
+from inference.schedules import Clock, Ramp
+from inference.traces import step_densities
+from inference.training import NonFiniteLossError, fit, load_parameters
+
+__all__ = [
+    "ELBO",
+    "Adversarial",
+    "Alternating",
+    "Clock",
+    "Evaluation",
+    "NonFiniteLossError",
+    "Ramp",
+    "RegularisedELBO",
+    "clip",
+    "elbo",
+    "evaluate",
+    "fit",
+    "gradient_penalty",
+    "iwae",
+    "load_parameters",
+    "rate_split",
+    "seeded",
+    "spectral",
+    "step_densities",
+    "to_arviz",
+    "wasserstein",
+]

@@ -1,0 +1,276 @@
+"""Adversarial regularisation: a critic between prior and proposal, trained between SVI steps.
+
+What the critic sees (the *view*) decides which part of the rate is paid:
+
+| view | critic sees | zero means |
+|---|---|---|
+| marginal | z_t | the marginals over data and h agree, no more |
+| trajectory | z_1..z_t, both sides on the posterior path, differing in z_t | q(z_t given z_<t) = E[p(z_t given h)] |
+| trajectory_redrawn | one-step prior draws against proposal draws, read as sequences | not zero at q = p |
+| conditional | z_t, h_t | aggregate mismatch 0: ELBO = reconstruction - information |
+| joint | z_t, h_t, x_t | q = p: ELBO = reconstruction, and z carries nothing |
+
+Sources: Huang and Xiao (2021), https://arxiv.org/abs/2108.04496, eq. 12, algorithms 1 and 2.
+"""  # noqa: E501 - a table
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from inference.divergences import Codes, Divergence, wasserstein, wasserstein2
+from inference.objectives import analytic_kl
+from inference.protocols import StepDensities, Stepwise
+from inference.schedules import Schedule
+from inference.traces import step_densities
+
+#: (densities, prior draws, posterior draws) -> codes of the prior and of the posterior
+View = Callable[[StepDensities, Tensor, Tensor], tuple[Codes, Codes]]
+
+
+def marginal(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
+    """z_t alone."""
+    return Codes(prior), Codes(posterior)
+
+
+def trajectory(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
+    """z_1..z_t, both sides sharing the posterior path before t and differing in z_t alone."""
+    path = densities.z.detach()
+    return Codes(prior, path=path), Codes(posterior, path=path)
+
+
+def trajectory_redrawn(
+    densities: StepDensities, prior: Tensor, posterior: Tensor
+) -> tuple[Codes, Codes]:
+    """The paper's LSTM read literally: one-step prior draws as a path of their own.
+
+    Not zero at q = p unless the transition ignores z: redrawn codes lack the path's correlation.
+    """
+    return Codes(prior, path=prior), Codes(posterior, path=posterior)
+
+
+def conditional(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
+    """z_t and h_t; h_t is a given, no gradient runs through it."""
+    h = _hidden(densities)
+    return Codes(prior, h), Codes(posterior, h)
+
+
+def joint(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
+    """z_t, h_t and x_t."""
+    h = _hidden(densities)
+    x = densities.x.expand(*h.shape[:-1], densities.x.shape[-1])
+    context = torch.cat([h, x], dim=-1)
+    return Codes(prior, context), Codes(posterior, context)
+
+
+VIEWS: dict[str, View] = {
+    view.__name__: view for view in (marginal, trajectory, trajectory_redrawn, conditional, joint)
+}
+
+
+class Adversarial:
+    """A critic as regulariser: ``penalty`` for the objective, ``update`` as the hook of ``fit``.
+
+    Args:
+        critic: scores codes, ``critic(z, context, path) -> (T, K, B)``; high for the prior.
+        view: what it sees, a name of ``VIEWS`` or a function like those.
+        divergence: ``wasserstein(...)``.
+        optim: a torch optimiser over the critic's parameters alone; Adam(1e-3, (0.5, 0.9)) if
+            None.
+        critic_steps: critic updates an SVI step; each redraws the codes on one rollout's states.
+        weight: of the penalty in the objective, a number or a schedule. On a separate
+            adversarial step (``Alternating``) an adaptive optimiser divides a constant weight
+            out again: there step ratios and learning rates are the real knobs.
+        name: prefix of its metrics.
+
+    Raises:
+        ValueError: an unknown view, or a critic that the divergence's constraint does not fit.
+    """
+
+    def __init__(
+        self,
+        critic: nn.Module,
+        *,
+        view: str | View = "conditional",
+        divergence: Divergence | None = None,
+        optim: torch.optim.Optimizer | None = None,
+        critic_steps: int = 1,
+        weight: float | Schedule = 1.0,
+        name: str = "critic",
+    ) -> None:
+        if isinstance(view, str) and view not in VIEWS:
+            raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
+        if critic_steps < 0:
+            raise ValueError(f"critic_steps must not be negative, got {critic_steps}")
+        self.critic, self.critic_steps, self.weight, self.name = critic, critic_steps, weight, name
+        self.view = VIEWS[view] if isinstance(view, str) else view
+        self.divergence = wasserstein() if divergence is None else divergence
+        self.divergence.constraint.check(critic)
+        self.optim = optim or torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.9))
+
+    def penalty(self, densities: StepDensities, posterior: Tensor | None = None) -> Tensor:
+        """Scalar, differentiable in prior and guide; the critic is a constant in eval mode here.
+
+        Args:
+            densities: of one rollout.
+            posterior: the posterior's codes ``(T, K, B, Z)``; the rollout's own z if None.
+
+        Returns:
+            The critic's distance, averaged over observed frames.
+        """
+        frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
+        drawn = densities.z if posterior is None else posterior
+        codes = self.view(densities, _draw(densities.prior), drawn)
+        with _evaluating(self.critic):
+            scores = [
+                self._observed(functional_call(self.critic, frozen, tuple(side)), densities.mask)
+                for side in codes
+            ]
+        return self.divergence.penalty(*scores)
+
+    def update(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any
+    ) -> dict[str, float]:
+        """``critic_steps`` critic steps; model and guide are constants here.
+
+        Returns:
+            The critic's last loss and distance, and the closed-form KL and W2 beside it.
+        """
+        with torch.no_grad():
+            densities = step_densities(model, guide, *args)
+        return self.improve(densities)
+
+    def improve(self, densities: StepDensities) -> dict[str, float]:
+        """Critic steps on given densities, which hold no gradient; metrics as ``update``."""
+        metrics: dict[str, float] = {}
+        self.critic.train()
+        for i in range(self.critic_steps):
+            with torch.no_grad():
+                posterior = densities.z if i == 0 else _draw(densities.proposal)
+                codes = self.view(densities, _draw(densities.prior), posterior)
+            scores = [self._observed(self.critic(*side), densities.mask) for side in codes]
+            distance = self.divergence.penalty(*scores)
+            loss = self.divergence.critic_loss(*scores)
+            loss = loss + self.divergence.constraint.cost(self.critic, *codes, densities.mask)
+            self.optim.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optim.step()
+            self.divergence.constraint.project(self.critic)
+            metrics = {f"{self.name}_loss": loss.item(), f"{self.name}_distance": distance.item()}
+        self.optim.zero_grad(set_to_none=True)
+        return metrics | closed_forms(densities)
+
+    @torch.no_grad()
+    def distance(self, densities: StepDensities) -> float:
+        """The critic's distance on given densities, nothing updated."""
+        return float(self.penalty(densities))
+
+    @staticmethod
+    def _observed(scores: Tensor, mask: Tensor) -> Tensor:
+        return scores[mask.expand_as(scores)]
+
+
+class Alternating:
+    """Algorithm 2 of AVRNN as a hook: critic steps, then one adversarial step on TR and PS.
+
+    With ``RegularisedELBO(kl_weight=0)`` as SVI's loss (Algorithm 1, the reconstruction phase)
+    this is the paper's schedule to the letter: reconstruction moves emission, proposal,
+    recurrence and encoders; the critic moves alone; the adversarial step moves the transition
+    (TR) and the proposal (PS), both with an RMSProp of their own. Known to drift on real data.
+
+    Args:
+        adversarial: the critic; the paper's is clipped, RMSProp(5e-5), 5 steps.
+        transition: the parameters of TR, ``model.prior.parameters()``.
+        proposal: the parameters of PS, ``guide.parameters()``.
+        lr: of the adversarial step's RMSProp; the real knob, as a weight would be divided out.
+        detach_state: h_t is a constant in the adversarial step (the text updates TR and PS
+            only); False lets the gradient reach TR and PS through all earlier steps.
+    """
+
+    def __init__(
+        self,
+        adversarial: Adversarial,
+        transition: Iterable[nn.Parameter],
+        proposal: Iterable[nn.Parameter],
+        *,
+        lr: float = 5e-5,
+        detach_state: bool = True,
+    ) -> None:
+        self.adversarial, self.detach_state = adversarial, detach_state
+        parameters = [*transition, *proposal]
+        if not parameters:
+            raise ValueError(
+                "transition and proposal hold no parameters: nothing would be regularised"
+            )
+        self.parameters = parameters
+        self.optim = torch.optim.RMSprop(parameters, lr=lr)
+
+    def update(self, model: Any, guide: Any, *args: Any) -> dict[str, float]:
+        """Algorithm 2 for one batch; leaves no gradient behind on model or guide."""
+        with torch.no_grad():
+            densities = step_densities(model, guide, *args)
+        metrics = self.adversarial.improve(densities)
+        if self.detach_state:
+            if not isinstance(model, Stepwise) or not hasattr(densities, "states"):
+                raise NotImplementedError(
+                    "detach_state=True needs a model and guide with the stepwise functions "
+                    "(transition, proposal); use detach_state=False"
+                )
+            fixed: Any = densities
+            densities = fixed._replace(prior=model.transition(fixed.states))
+            loss = self.adversarial.penalty(
+                densities, _draw(guide.proposal(fixed.states, fixed.c))
+            )
+        else:
+            loss = self.adversarial.penalty(step_densities(model, guide, *args))
+        self.optim.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optim.step()
+        for parameter in [*_parameters(model), *_parameters(guide), *self.parameters]:
+            parameter.grad = None
+        return metrics | {f"{self.adversarial.name}_penalty": loss.item()}
+
+
+def closed_forms(densities: StepDensities) -> dict[str, float]:
+    """Exact KL and W2 between proposal and prior, averages over observed frames, if normal."""
+    try:
+        kl, w2 = analytic_kl(densities), wasserstein2(densities)
+    except NotImplementedError:
+        return {}
+    count = densities.mask.expand_as(kl).sum()
+    return {
+        "closed_form_kl": (kl.sum() / count).item(),
+        "closed_form_w2": (w2.sum() / count).item(),
+    }
+
+
+def _hidden(densities: StepDensities) -> Tensor:
+    if densities.h is None:
+        raise NotImplementedError(
+            "views conditional and joint need the state h_t, which a program without rollout "
+            "does not tell; use marginal or trajectory"
+        )
+    return densities.h.detach()
+
+
+def _draw(distribution: Any) -> Tensor:
+    if distribution is None:
+        raise NotImplementedError("a critic needs a prior and a proposal of normals to draw from")
+    return distribution.rsample()
+
+
+def _parameters(program: Any) -> Iterator[nn.Parameter]:
+    return program.parameters() if isinstance(program, nn.Module) else iter(())
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

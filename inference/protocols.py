@@ -1,0 +1,61 @@
+"""What is asked of models, guides, critics and hooks, beyond being callable."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+
+class StepDensities(Protocol):
+    """What guide and model say of every step; shapes begin with ``(T, K, B)``.
+
+    ``mask`` is ``(T, 1, B)`` bool; a padded step has log-density 0 everywhere. ``h`` is what a
+    critic may read of the state before step t, or None where a program has no such thing;
+    ``prior`` and ``proposal`` are None where their family cannot be stacked over time.
+    """
+
+    @property
+    def z(self) -> Tensor: ...  # noqa: D102 - shapes in the class docstring
+    @property
+    def h(self) -> Tensor | None: ...  # noqa: D102
+    @property
+    def x(self) -> Tensor: ...  # noqa: D102
+    @property
+    def mask(self) -> Tensor: ...  # noqa: D102
+    @property
+    def log_prior(self) -> Tensor: ...  # noqa: D102
+    @property
+    def log_emission(self) -> Tensor: ...  # noqa: D102
+    @property
+    def log_proposal(self) -> Tensor: ...  # noqa: D102
+    @property
+    def prior(self) -> Distribution | None: ...  # noqa: D102
+    @property
+    def emission(self) -> Distribution | None: ...  # noqa: D102
+    @property
+    def proposal(self) -> Distribution | None: ...  # noqa: D102
+    @property
+    def log_weight(self) -> Tensor: ...  # noqa: D102
+
+
+@runtime_checkable
+class HasRollout(Protocol):
+    """A model that gives all its step densities at once, faster than by tracing."""
+
+    def rollout(self, guide: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Step densities of model and guide."""
+        ...
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A model that can be asked for one step: needed where a state is held fixed."""
+
+    def transition(self, state: Any) -> Distribution:
+        """p(z_t | state)."""
+        ...
+
+
+#: Called between SVI steps with (model, guide, *batch); gives numbers for the metrics.
+Hook = Callable[..., dict[str, float]]

@@ -1,0 +1,56 @@
+"""Weights that change over a run, as fractions of it, and the counter that drives them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Schedule = Callable[[float], float]  #: fraction of the run in [0, 1] -> weight
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Linear from ``start`` to ``stop`` over the first ``over`` of the run, then constant.
+
+    Example:
+        >>> Ramp(0.0, 1.0, over=0.5)(0.25)
+        0.5
+    """
+
+    start: float
+    stop: float
+    over: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.over <= 1.0:
+            raise ValueError(f"over must be a fraction of the run in (0, 1], got {self.over}")
+
+    def __call__(self, progress: float) -> float:
+        """The weight at ``progress`` in [0, 1]."""
+        return self.start + (self.stop - self.start) * min(progress / self.over, 1.0)
+
+
+@dataclass
+class Clock:
+    """Counts the calls an objective has had with gradients enabled.
+
+    Args:
+        total: length of the run in calls; ``fit`` fills it in.
+        calls: so far.
+    """
+
+    total: int | None = None
+    calls: int = 0
+
+    def weight(self, value: "float | Schedule") -> float:
+        """A number as it is, a schedule at this point of the run.
+
+        Raises:
+            ValueError: a schedule, and the run's length is not known.
+        """
+        if not callable(value):
+            return float(value)
+        if not self.total:
+            raise ValueError(
+                "a scheduled weight is a fraction of the run, whose length is not known; train "
+                "with fit(steps=...), or give the objective clock=Clock(total=...)"
+            )
+        return value(min(self.calls / self.total, 1.0))

@@ -1,0 +1,330 @@
+"""``fit``, the one training loop: SVI steps, hooks between them, and what a long run needs."""
+
+import csv
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.infer.util import torch_item, zero_grads
+from pyro.optim import PyroLRScheduler
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from inference.objectives import iwae
+from inference.protocols import Hook
+from inference.random import seeded
+from inference.schedules import Clock, Schedule
+from inference.traces import step_densities
+
+Batch = tuple[Tensor, ...]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or its gradient stopped being finite; the parameters before that are kept."""
+
+
+@dataclass
+class History:
+    """What a run left: metrics by step, and where it was best.
+
+    ``best_step`` is 0 and ``best_bound`` -inf where nothing was validated.
+    """
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best_step: int = 0
+    best_bound: float = -math.inf
+    steps: int = 0
+    seconds: float = 0.0
+    stopped: str = "all steps done"
+
+
+def fit(
+    svi: SVI,
+    batches: Iterable[Batch],
+    *,
+    steps: int,
+    hooks: Sequence[Hook] = (),
+    validation: Batch | Callable[[], float] | None = None,
+    validate_every: int = 50,
+    num_particles: int = 16,
+    patience: int | None = None,
+    clip_norm: float | None = None,
+    lr_schedule: Schedule | None = None,
+    seed: int | None = None,
+    log_every: int = 10,
+    metrics: str | os.PathLike[str] | None = None,
+    save_to: str | os.PathLike[str] | None = None,
+    about: dict[str, Any] | None = None,
+    progress: bool | Callable[[int], None] = True,
+    description: str = "fit",
+) -> History:
+    """Train by SVI steps with hooks between them; ends with the best parameters in place.
+
+    Args:
+        svi: model, guide, optimiser and loss. Weight decay is the optimiser's, for instance
+            ``pyro.optim.AdamW``; a ``PyroLRScheduler`` is stepped once an SVI step.
+        batches: tuples the model is called with, ``(x, mask)``; iterated again when exhausted.
+        steps: SVI steps; schedules of the loss are fractions of it.
+        hooks: called after every SVI step with (model, guide, *batch).
+        validation: a batch scored by IWAE with ``num_particles``, nats a frame, always with the
+            same random numbers; or a function that gives a bound, larger is better.
+        validate_every: SVI steps between validations.
+        num_particles: of the validation bound.
+        patience: stop after that many validations without a better one.
+        clip_norm: bound on the norm of the gradient of the loss a frame (the loss divided by
+            the number of observed frames), all parameters together.
+        lr_schedule: factor on the optimiser's learning rate, by fraction of the run.
+        seed: of every draw in here; None uses torch's global state.
+        log_every: SVI steps between rows of metrics.
+        metrics: CSV file for the rows.
+        save_to: file for the best parameters, written atomically at every improvement;
+            :func:`load_parameters` reads it.
+        about: plain values stored beside them.
+        progress: a bar (True), none (False), or a function called with the number of steps
+            just done.
+        description: of the bar.
+
+    Returns:
+        Metrics and the best step. Interrupting the run keeps files and best parameters too.
+
+    Raises:
+        ValueError: no batches, or a number out of range.
+        NonFiniteLossError: naming step and term; the best parameters are in place.
+    """
+    for name, value in (("steps", steps), ("validate_every", validate_every)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    history, started = History(), time.monotonic()
+    clock = getattr(svi.loss, "clock", None)
+    if isinstance(clock, Clock) and clock.total is None:
+        clock.total = steps
+    score = _scorer(svi, validation, num_particles, seed)
+    best: dict[str, Tensor] | None = None
+    bar = tqdm(total=steps, desc=description, leave=False, disable=progress is not True)
+    stale = 0
+    try:
+        with seeded(seed):
+            for step, batch in enumerate(_cycle(batches, steps), start=1):
+                factor = 1.0 if lr_schedule is None else lr_schedule((step - 1) / steps)
+                row = _svi_step(svi, batch, step, clip_norm, factor)
+                for hook in hooks:
+                    row |= hook(svi.model, svi.guide, *batch)
+                history.steps = step
+                _check_metrics(row, step)
+                if score is not None and (step % validate_every == 0 or step == steps):
+                    bound = row["validation_bound"] = score()
+                    if bound > history.best_bound:
+                        history.best_bound, history.best_step, stale = bound, step, 0
+                        best = _snapshot()
+                        if save_to is not None:
+                            save_parameters(save_to, best, about)
+                    else:
+                        stale += 1
+                    bar.set_postfix(bound=f"{bound:.3f}", best=f"{history.best_bound:.3f}")
+                if step % log_every == 0 or step in (1, steps) or "validation_bound" in row:
+                    history.rows.append({"step": step, **row})
+                if "validation_bound" in row and metrics is not None:
+                    write_csv(metrics, history.rows)
+                bar.update()
+                if callable(progress):
+                    progress(1)
+                if patience is not None and stale >= patience:
+                    history.stopped = f"no better bound in {patience} validations"
+                    break
+    except KeyboardInterrupt:
+        history.stopped = "interrupted"
+        raise
+    finally:
+        bar.close()
+        history.seconds = time.monotonic() - started
+        if best is None and history.steps:
+            best = _snapshot()
+            if save_to is not None:
+                save_parameters(save_to, best, about)
+        if best is not None:
+            _restore(best)
+        if metrics is not None and history.rows:
+            write_csv(metrics, history.rows)
+    return history
+
+
+def save_parameters(
+    path: str | os.PathLike[str], parameters: dict[str, Tensor], about: dict[str, Any] | None
+) -> None:
+    """Write named tensors and plain values beside them, atomically."""
+    content = {"about": about or {}, "parameters": parameters}
+    _atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def load_parameters(path: str | os.PathLike[str], model: Any, guide: Any) -> dict[str, Any]:
+    """Load what ``fit(save_to=...)`` wrote into a model and guide that are modules.
+
+    Nothing is unpickled: tensors and plain values only.
+
+    Returns:
+        The plain values stored beside the parameters.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of another kind, a damaged one, or one of other modules.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no parameters at {path}; give a file that fit(save_to=) wrote")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        for prefix, module in (("model", model), ("guide", guide)):
+            state = {
+                name.removeprefix(f"{prefix}$$$"): value
+                for name, value in content["parameters"].items()
+                if name.startswith(f"{prefix}$$$")
+            }
+            module.load_state_dict(state)
+    except Exception as error:
+        raise ValueError(
+            f"{path} does not hold parameters of this model and guide, or is damaged "
+            f"({type(error).__name__}); give a file that fit(save_to=) wrote for them"
+        ) from error
+    return content["about"]
+
+
+def write_csv(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as CSV with the union of their columns, in order of appearance, atomically."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+
+    def write(temporary: str) -> None:
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    _atomically(path, write)
+
+
+def _svi_step(
+    svi: SVI, batch: Batch, step: int, clip_norm: float | None, lr_factor: float
+) -> dict[str, float]:
+    """``SVI.step`` with a look at loss and gradient between backward pass and update."""
+    with poutine.trace(param_only=True) as capture:
+        loss = svi.loss_and_grads(svi.model, svi.guide, *batch)
+    parameters = {
+        site["value"].unconstrained() for site in capture.trace.nodes.values()
+    }  # fmt: skip
+    frames = _frames(batch)
+    terms = {name: float(value) for name, value in getattr(svi.loss, "terms", {}).items()}
+    row = {"loss": torch_item(loss) / frames, **terms}
+    norm = (
+        torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
+        / frames
+    )
+    bad = [name for name, value in {**terms, "loss": row["loss"]}.items() if not _finite(value)]
+    if bad or not _finite(norm):
+        zero_grads(parameters)
+        raise NonFiniteLossError(
+            f"training stopped at step {step}: {bad[0] if bad else 'the gradient'} is "
+            f"{terms.get(bad[0], row['loss']) if bad else norm}; the best parameters before it "
+            "are kept. Try a smaller learning rate, gradient clipping (clip_norm), or a larger "
+            "floor under the scales (min_scale)"
+        )
+    if clip_norm is not None and norm > clip_norm:
+        for p in parameters:
+            if p.grad is not None:
+                p.grad.mul_(clip_norm / norm)
+    if lr_factor != 1.0:
+        _scale_lr(svi, parameters, lr_factor)
+    svi.optim(parameters)
+    if isinstance(svi.optim, PyroLRScheduler):
+        svi.optim.step()
+    zero_grads(parameters)
+    row["gradient_norm"] = norm
+    return row
+
+
+def _scale_lr(svi: SVI, parameters: Iterable[Tensor], factor: float) -> None:
+    for p in parameters:
+        optim = svi.optim.optim_objs.get(p)
+        for group in getattr(optim, "param_groups", ()):
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def _scorer(
+    svi: SVI, validation: Batch | Callable[[], float] | None, particles: int, seed: int | None
+) -> Callable[[], float] | None:
+    if validation is None or callable(validation):
+        return validation
+    batch, frames = validation, _frames(validation)
+
+    @torch.no_grad()
+    def score() -> float:
+        with seeded(0 if seed is None else seed):
+            densities = step_densities(svi.model, svi.guide, *batch, num_particles=particles)
+        value = float(iwae(densities.log_weight).sum()) / frames
+        return value if _finite(value) else -math.inf
+
+    return score
+
+
+def _cycle(batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
+    done = 0
+    while done < steps:
+        before = done
+        for batch in batches:
+            yield batch if isinstance(batch, tuple) else (batch,)
+            done += 1
+            if done == steps:
+                return
+        if done == before:
+            raise ValueError("batches must hold at least one batch, and be iterable again")
+
+
+def _frames(batch: Batch) -> float:
+    """Observed frames of a batch ``(x, mask)``, or B * T of x alone."""
+    if len(batch) > 1 and isinstance(batch[1], Tensor) and batch[1].dtype == torch.bool:
+        return float(batch[1].sum())
+    return float(math.prod(batch[0].shape[:2]))
+
+
+def _check_metrics(row: dict[str, float], step: int) -> None:
+    for name, value in row.items():
+        if name != "validation_bound" and not _finite(value):
+            raise NonFiniteLossError(
+                f"training stopped at step {step}: {name} is {value} after the hooks; the best "
+                "parameters before it are kept. Try a smaller learning rate of the critic"
+            )
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)
+
+
+def _snapshot() -> dict[str, Tensor]:
+    store = pyro.get_param_store()
+    return {name: p.detach().clone() for name, p in store.named_parameters()}
+
+
+@torch.no_grad()
+def _restore(parameters: dict[str, Tensor]) -> None:
+    for name, p in pyro.get_param_store().named_parameters():
+        if name in parameters:
+            p.copy_(parameters[name])
+
+
+def _atomically(path: str | os.PathLike[str], write: Callable[[str], Any]) -> None:
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name)
+    os.close(handle)
+    try:
+        write(temporary)
+        os.replace(temporary, target)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)

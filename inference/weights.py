@@ -1,0 +1,49 @@
+"""Log-weights of particles: averages, effective sample size, the shape of their tail."""
+
+import math
+
+import torch
+from pyro.ops.stats import fit_generalized_pareto
+from torch import Tensor
+
+
+def log_mean_exp(values: Tensor, dim: int) -> Tensor:
+    """log of the mean of exp(values) along ``dim``, stable."""
+    return values.logsumexp(dim=dim) - math.log(values.shape[dim])
+
+
+def effective_sample_size(log_weight: Tensor, dim: int = 0) -> Tensor:
+    """(sum w)^2 / sum w^2 along ``dim``, in [1, K]."""
+    return (2 * log_weight.logsumexp(dim=dim) - (2 * log_weight).logsumexp(dim=dim)).exp()
+
+
+def pareto_k(log_weight: Tensor) -> Tensor:
+    """Pareto k-hat of the largest importance weights of each sequence.
+
+    Below 0.5 importance sampling from the guide is reliable, above 0.7 it is not. k-hat is blind
+    to a guide that is too wide (its weights are bounded). Source: Vehtari et al. (2024),
+    https://arxiv.org/abs/1507.02646; the tail holds min(K / 5, 3 sqrt(K)) weights.
+
+    Args:
+        log_weight: ``(K, B)``, summed over steps, K at least 25.
+
+    Returns:
+        ``(B,)``; NaN where all weights are equal (the guide is exact there).
+
+    Raises:
+        ValueError: fewer than 25 particles.
+    """
+    num_particles = log_weight.shape[0]
+    tail = int(min(num_particles / 5, 3 * math.sqrt(num_particles)))
+    if tail < 5:
+        raise ValueError(f"k-hat needs num_particles of at least 25, got {num_particles}")
+    ordered = log_weight.double().sort(dim=0, descending=True).values
+    values = []
+    for column in (ordered - ordered[0]).unbind(dim=1):
+        excess = (column[:tail].exp() - column[tail].exp()).flip(0)
+        spread = float(column[0] - column[-1])
+        if not math.isfinite(spread) or float(excess[0]) <= 0 or spread < 1e-9:
+            values.append(math.nan if spread < 1e-9 else math.inf)
+        else:
+            values.append(fit_generalized_pareto(excess)[0])
+    return torch.tensor(values, device=log_weight.device)

@@ -1,0 +1,56 @@
+"""Data sets: the built-in vowels, readers for TIMIT, piano rolls and ``.npz``; batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pyro_avrnn.data.npz import npz
+from pyro_avrnn.data.piano_rolls import piano_rolls
+from pyro_avrnn.data.sequences import Batches, Dataset, Sequences, independent_baseline
+from pyro_avrnn.data.timit import timit
+from pyro_avrnn.data.vowels import vowels
+
+__all__ = [
+    "Batches",
+    "Dataset",
+    "Sequences",
+    "independent_baseline",
+    "load",
+    "npz",
+    "piano_rolls",
+    "timit",
+    "vowels",
+]
+
+_READERS = {".mat": piano_rolls, ".npz": npz, ".zip": timit}
+
+
+def load(source: str | Path, **options: Any) -> Dataset:
+    """Load a data set by its name or by the kind of file.
+
+    Args:
+        source: "vowels" (built in), a folder or ``.zip`` with TIMIT, a ``.mat`` file of piano
+            rolls, or a ``.npz`` file of one's own.
+        **options: go to the reader, such as ``segment`` for :func:`timit`.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the name or extension is not known, or the reader refuses the file.
+
+    Example:
+        >>> load("vowels").kind
+        'real'
+    """
+    if source == "vowels":
+        return vowels(**options)
+    path = Path(source)
+    if source and path.is_dir():
+        return timit(path, **options)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(
+            f"source must be 'vowels', a TIMIT folder or .zip, a piano-roll .mat or a .npz file, "
+            f"got {str(source)!r}, which is neither a known name or extension nor a folder"
+        )
+    return reader(path, **options)

@@ -1,0 +1,159 @@
+"""A user's own data in a ``.npz`` file.
+
+``x`` is (N, T, X), with ``lengths`` (N,) if it is padded, or (frames, X), the sequences one after
+the other, with ``lengths`` (N,). ``split`` (N,), if there, says "train", "valid" or "test" (or 0,
+1, 2) for each sequence. Other arrays are not looked at, and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_avrnn.data._files import existing, naming, unreadable
+from pyro_avrnn.data.sequences import Dataset, Sequences, standardise
+
+_EXPECTED = "a .npz archive with an array x of shape (N, T, X), or (frames, X) with lengths (N,)"
+_SPLITS = ("train", "valid", "test")
+
+
+def npz(path: str | Path) -> Dataset:
+    """Read ``x``, ``lengths`` and ``split`` from a ``.npz`` file.
+
+    Without ``split``, a fixed permutation gives a tenth (at least one) to validation, as many to
+    test, the rest to training. If every value is 0 or 1 the data are "binary" and stay as they
+    are; otherwise each dimension is standardised by the training frames.
+
+    Args:
+        path: the file, as ``numpy.savez(path, x=..., lengths=..., split=...)`` writes it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not such a file; the sentence says what was expected and what came.
+    """
+    path = existing(path, _EXPECTED)
+    arrays = _read(path)
+    with naming(path):
+        series = _series(arrays["x"], arrays.get("lengths"))
+        split = _split(len(series), arrays.get("split"))
+        train, valid, test = (_part(series, split == code, _SPLITS[code]) for code in range(3))
+        binary = all(((p.x == 0) | (p.x == 1)).all() for p in (train, valid, test))
+        mean: Tensor | float = 0.0
+        std: Tensor | float = 1.0
+        if binary:
+            train, valid, test = (p.to(dtype=torch.float32) for p in (train, valid, test))
+        else:
+            train, valid, test, mean, std = standardise(train, valid, test)
+        return Dataset(
+            path.stem,
+            train,
+            valid,
+            test,
+            mean,
+            std,
+            kind="binary" if binary else "real",
+            frame_seconds=None,
+            sample_rate=None,
+            origin=f"{path.name}, a file of the user",
+        )
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays ``x``, ``lengths`` and ``split``, the last two if they are there."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            raise ValueError(
+                f"{path} is not a .npz archive; expected {_EXPECTED}, as numpy.savez writes it"
+            )
+        file.seek(0)
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                found = stored.files
+                arrays = {k: stored[k] for k in ("x", "lengths", "split") if k in found}
+        except Exception as error:  # on damaged files: errors of numpy, zipfile and zlib
+            if "allow_pickle" in str(error):
+                raise ValueError(
+                    f"{path} holds an object array, which is refused because it could run code; "
+                    "save x as one array of numbers (frames, X) with lengths (N,)"
+                ) from None
+            raise unreadable(path, _EXPECTED, error) from error
+    if "x" not in arrays:
+        raise ValueError(f"{path} has no array 'x'; found {', '.join(found) or 'nothing'}")
+    return arrays
+
+
+def _series(x: np.ndarray, lengths: np.ndarray | None) -> list[np.ndarray]:
+    """The sequences without padding, each (T_i, X)."""
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"x must hold real numbers, got an array of {x.dtype}")
+    if x.ndim not in (2, 3):
+        raise ValueError(f"x must have shape (N, T, X) or (frames, X), got {x.shape}")
+    if lengths is None:
+        if x.ndim == 2:
+            raise ValueError(
+                f"x of shape {x.shape} needs an array lengths (N,) that says where sequences end; "
+                "for a single feature save x as (N, T, 1)"
+            )
+        return list(x)
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        raise ValueError(
+            f"lengths must be integers of shape (N,), got {lengths.dtype} {lengths.shape}"
+        )
+    if (lengths < 1).any():
+        i = int(np.flatnonzero(lengths < 1)[0])
+        raise ValueError(f"lengths must be at least 1, got {lengths[i]} for sequence {i}")
+    if x.ndim == 2:
+        if sum(lengths.tolist()) != len(x):
+            raise ValueError(
+                f"lengths must sum to the {len(x)} frames of x, got {sum(lengths.tolist())}"
+            )
+        return np.split(x, np.cumsum(lengths)[:-1]) if len(lengths) else []
+    if len(lengths) != len(x) or (lengths > x.shape[1]).any():
+        raise ValueError(
+            f"lengths must be {len(x)} numbers of at most {x.shape[1]}, as x has shape {x.shape}; "
+            f"got {len(lengths)} numbers, the largest {lengths.max(initial=0)}"
+        )
+    return [row[:length] for row, length in zip(x, lengths, strict=True)]
+
+
+def _split(count: int, split: np.ndarray | None) -> np.ndarray:
+    """0, 1 or 2 for each of ``count`` sequences, shape (N,)."""
+    if split is None:
+        if count < 3:
+            raise ValueError(
+                f"x must hold at least 3 sequences to be split into train, valid and test, got "
+                f"{count}; cut long recordings into several sequences"
+            )
+        codes, held = np.zeros(count, dtype=np.int64), max(1, count // 10)
+        order = np.random.RandomState(0).permutation(count)  # a frozen stream, not the global one
+        codes[order[:held]], codes[order[held : 2 * held]] = 1, 2
+        return codes
+    if split.shape != (count,) or split.dtype.kind not in "iuSU":
+        raise ValueError(
+            f"split must be strings or integers of shape ({count},), one for each sequence, got "
+            f"{split.dtype} {split.shape}"
+        )
+    allowed = (0, 1, 2) if split.dtype.kind in "iu" else np.array(_SPLITS, dtype=split.dtype.kind)
+    codes = np.full(count, -1)
+    for code, value in enumerate(allowed):
+        codes[split == value] = code
+    if (codes < 0).any():
+        i = int(np.flatnonzero(codes < 0)[0])
+        raise ValueError(
+            f"split must say 'train', 'valid' or 'test' (or 0, 1, 2), got {split[i].item()!r} for "
+            f"sequence {i}"
+        )
+    return codes
+
+
+def _part(series: list[np.ndarray], chosen: np.ndarray, split: str) -> Sequences:
+    where = np.flatnonzero(chosen)
+    if not len(where):
+        raise ValueError(f"split puts no sequence in {split!r}; each of the three needs one")
+    with naming(split):
+        return Sequences.from_list(
+            [series[i] for i in where], [f"x[{i}]" for i in where], dtype=torch.float64
+        )

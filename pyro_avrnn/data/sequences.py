@@ -1,0 +1,319 @@
+"""Padded sequences, data sets split in three, shuffled batches, and the baseline to beat.
+
+Data is ``(N, T, X)`` with a prefix mask ``(N, T)``, True = observed; padding is zero. Real data
+are held standardised, ``(raw - mean) / std`` with training statistics, and every density of a
+model of them is in those units; binary data are held as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_WINDOW = 8  # batches sorted by length together: enough to save padding, few enough to stay random
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """A set of N sequences of unequal length.
+
+    Args:
+        x: observations, shape (N, T, X), floating, zero where ``mask`` is False.
+        mask: shape (N, T), bool, True on the first T_i >= 1 steps of sequence i.
+        names: one name for each sequence.
+
+    Raises:
+        ValueError: if the three do not fit together.
+
+    Example:
+        >>> data = Sequences.from_list([[[1.0], [2.0]], [[3.0]]])
+        >>> data.lengths.tolist(), data.num_frames, data.x_dim
+        ([2, 1], 3, 1)
+    """
+
+    x: Tensor
+    mask: Tensor
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 3 or 0 in self.x.shape or not self.x.is_floating_point():
+            raise ValueError(
+                "x must be a floating tensor of shape (N, T, X), each at least 1, got "
+                f"{self.x.dtype} {tuple(self.x.shape)}; Sequences.from_list builds one"
+            )
+        if self.mask.dtype != torch.bool or self.mask.shape != self.x.shape[:2]:
+            raise ValueError(
+                f"mask must be a bool tensor of shape {tuple(self.x.shape[:2])}, got "
+                f"{self.mask.dtype} {tuple(self.mask.shape)}"
+            )
+        if not self.mask[:, 0].all() or (self.mask[:, 1:] & ~self.mask[:, :-1]).any():
+            raise ValueError(
+                "mask must be True on the first steps of each sequence (at least one) and False "
+                "after them, got a gap or an empty row; cut such sequences in two"
+            )
+        if self.x.count_nonzero(dim=-1)[~self.mask].any():
+            raise ValueError("x must be 0 where mask is False, got other values; zero the padding")
+        if len(self.names) != len(self.x):
+            raise ValueError(f"names must hold {len(self.x)} names, got {len(self.names)}")
+
+    @classmethod
+    def from_list(
+        cls,
+        sequences: Iterable[Any],
+        names: Iterable[str] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> Sequences:
+        """Check and pad a list of arrays or tensors of shape (T_i, X).
+
+        Args:
+            sequences: the sequences, numbers only, all with the same X.
+            names: one for each sequence; "0", "1", ... if None.
+            dtype: of the padded ``x``.
+
+        Raises:
+            ValueError: if the set is empty, or a sequence is empty, has another rank or feature
+                size, or holds a value that is not finite; the sentence names the sequence.
+        """
+        items = list(sequences)
+        labels = tuple(map(str, range(len(items)) if names is None else names))
+        if not items:
+            raise ValueError("sequences must hold at least one array of shape (T, X), got none")
+        if len(labels) != len(items):
+            raise ValueError(f"names must hold {len(items)} names, got {len(labels)}")
+        tensors: list[Tensor] = []
+        for i, (item, label) in enumerate(zip(items, labels, strict=True)):
+            tensors.append(_frames(item, f"sequence {i} ({label!r})", dtype))
+            if tensors[i].shape[1] != tensors[0].shape[1]:
+                raise ValueError(
+                    f"sequence {i} ({label!r}) has {tensors[i].shape[1]} features, but sequence 0 "
+                    f"({labels[0]!r}) has {tensors[0].shape[1]}; all must have the same"
+                )
+        lengths = torch.tensor([len(t) for t in tensors], device=tensors[0].device)
+        x = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+        steps = torch.arange(x.shape[1], device=x.device)
+        return cls(x, steps < lengths[:, None], labels)
+
+    def __len__(self) -> int:
+        """N, the number of sequences."""
+        return len(self.x)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Observed steps of each sequence, shape (N,)."""
+        return self.mask.sum(dim=-1)
+
+    @property
+    def num_frames(self) -> int:
+        """Observed steps of all sequences together."""
+        return int(self.mask.sum())
+
+    @property
+    def x_dim(self) -> int:
+        """X, the number of features."""
+        return self.x.shape[-1]
+
+    def sequence(self, i: int) -> Tensor:
+        """Sequence ``i`` without its padding, shape (T_i, X)."""
+        return self.x[i, : int(self.mask[i].sum())]
+
+    def select(self, indices: Sequence[int] | Tensor) -> Sequences:
+        """The sequences at ``indices``, in that order, cut to the longest of them."""
+        chosen = torch.as_tensor(indices).tolist()
+        if not isinstance(chosen, list) or any(type(i) is not int for i in chosen):
+            raise TypeError(
+                "indices must be a list of integers or an integer tensor of shape (K,)"
+            )
+        if not chosen or min(chosen) < 0 or max(chosen) >= len(self):
+            raise ValueError(
+                f"indices must be at least one number from 0 to {len(self) - 1}, got {chosen}"
+            )
+        x, mask = _cut(self, chosen)
+        return Sequences(x, mask, tuple(self.names[i] for i in chosen))
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Sequences:
+        """The same sequences on another device, or with ``x`` in another floating type."""
+        return Sequences(self.x.to(device, dtype), self.mask.to(device), self.names)
+
+
+def _frames(item: Any, label: str, dtype: torch.dtype) -> Tensor:
+    """One checked sequence, shape (T, X); ``label`` opens the error sentences."""
+    if not isinstance(item, Tensor):
+        try:
+            array = np.asarray(item)
+        except ValueError:
+            raise ValueError(f"{label} must have shape (T, X), got rows of unequal size") from None
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{label} must hold real numbers, got an array of {array.dtype}")
+        item = torch.tensor(array.astype(np.float64))
+    if item.is_complex():
+        raise ValueError(f"{label} must hold real numbers, got a tensor of {item.dtype}")
+    if item.ndim != 2 or item.shape[1] == 0:
+        raise ValueError(f"{label} must have shape (T, X), got {tuple(item.shape)}")
+    if len(item) == 0:
+        raise ValueError(f"{label} has length 0; leave it out, a sequence has at least one frame")
+    frames: Tensor = item.detach().to(dtype)
+    finite = frames.isfinite().all(dim=-1)
+    if not finite.all():
+        raise ValueError(
+            f"{label} has a NaN or an infinity in frame {int((~finite).nonzero()[0])} (counted "
+            "from 0); repair that frame or cut the sequence there"
+        )
+    return frames
+
+
+def _cut(data: Sequences, indices: list[int]) -> tuple[Tensor, Tensor]:
+    """Rows ``indices`` of x and mask, shapes (B, T, X) and (B, T), T their longest."""
+    mask = data.mask[indices]
+    longest = int(mask.sum(dim=-1).max())
+    return data.x[:, :longest][indices], mask[:, :longest]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training, validation and test sequences, and how they came from the raw numbers.
+
+    Args:
+        name: short, for tables.
+        train, valid, test: real data are already ``(raw - mean) / std``, binary data as they are.
+        mean, std: training statistics, shape (X,) or one number; 0 and 1 for binary data.
+        kind: "real" or "binary" (every value 0 or 1).
+        frame_seconds: time from one frame to the next, None where it is not known or not constant.
+        sample_rate: in hertz, where a frame is a piece of waveform, else None.
+        origin: who made the data, from where, under which licence, as far as known.
+    """
+
+    name: str
+    train: Sequences
+    valid: Sequences
+    test: Sequences
+    mean: Tensor | float
+    std: Tensor | float
+    kind: Literal["real", "binary"]
+    frame_seconds: float | None
+    sample_rate: int | None
+    origin: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("real", "binary"):
+            raise ValueError(f"kind must be 'real' or 'binary', got {self.kind!r}")
+        sizes = {"train": self.train.x_dim, "valid": self.valid.x_dim, "test": self.test.x_dim}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"the splits must have the same number of features, got {sizes}")
+
+    @property
+    def x_dim(self) -> int:
+        """X, the number of features."""
+        return self.train.x_dim
+
+
+def standardise(
+    train: Sequences, valid: Sequences, test: Sequences
+) -> tuple[Sequences, Sequences, Sequences, Tensor, Tensor]:
+    """Standardise each dimension by mean and deviation of the training frames.
+
+    A dimension that is constant in training is centred and not scaled (deviation 1).
+
+    Returns:
+        The three splits, the mean and the deviation, both (X,); all in float32.
+    """
+    frames = train.x[train.mask].double()
+    mean, std = frames.mean(dim=0), frames.std(dim=0, correction=0)
+    constant = (frames == frames[0]).all(dim=0)
+    # set apart, since round-off would leave a deviation of 1e-17 instead of 0
+    mean, std = torch.where(constant, frames[0], mean), torch.where(constant, 1.0, std)
+
+    def apply(data: Sequences) -> Sequences:
+        x = ((data.x - mean) / std).masked_fill(~data.mask[..., None], 0.0)
+        return Sequences(x.float(), data.mask, data.names)
+
+    return apply(train), apply(valid), apply(test), mean.float(), std.float()
+
+
+class Batches:
+    """Shuffled batches of sequences of similar length; each ``iter()`` is one epoch.
+
+    The order is drawn by a generator of its own from ``seed`` and the number of the epoch: the
+    same two numbers give the same batches, and the global generators are never touched. Sequences
+    are shuffled, sorted by length in windows of 8 batches, cut into batches, and these shuffled.
+
+    Args:
+        data: the sequences; each is in exactly one batch of every epoch.
+        batch_size: B; one batch of an epoch holds the remainder.
+        seed: 0 or larger.
+        bucket: sort by length inside the windows; False keeps the plain shuffle.
+
+    Attributes:
+        epoch: number of the epoch that the next ``iter()`` gives; set it to resume a run.
+
+    Example:
+        >>> batches = Batches(Sequences.from_list([[[0.0]] * t for t in (1, 2, 3)]), batch_size=2)
+        >>> sorted(len(x) for x, mask in batches)
+        [1, 2]
+    """
+
+    def __init__(
+        self, data: Sequences, batch_size: int, seed: int = 0, bucket: bool = True
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or larger, got {seed}")
+        self.data, self.batch_size, self.seed, self.bucket = data, batch_size, seed, bucket
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return math.ceil(len(self.data) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch of ``(x, mask)``, shapes (B, T, X) and (B, T), T the longest of the batch."""
+        # SeedSequence keeps (seed 0, epoch 1) and (seed 1, epoch 0) apart; a sum would not
+        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+        self.epoch += 1
+        order = torch.randperm(len(self.data), generator=generator)
+        if self.bucket:
+            lengths = self.data.lengths.cpu()
+            windows = order.split(_WINDOW * self.batch_size)
+            order = torch.cat([w[lengths[w].argsort(stable=True)] for w in windows])
+        batches = order.split(self.batch_size)
+        turns = torch.randperm(len(batches), generator=generator).tolist()
+        return (_cut(self.data, batches[i].tolist()) for i in turns)
+
+
+def independent_baseline(data: Dataset) -> float:
+    """Test log-density of a model without time or structure, in nats per frame.
+
+    Each dimension is independent: a normal with the mean and deviation of the training frames
+    (``kind`` "real", in the standardised units), or a Bernoulli with add-one smoothing ("binary").
+
+    Returns:
+        The sum over the whole test set divided by its number of frames.
+
+    Raises:
+        ValueError: if a real dimension is constant in training (its normal has no density).
+    """
+    train = data.train.x[data.train.mask].double()  # (frames, X)
+    test = data.test.x[data.test.mask].double()
+    if data.kind == "binary":
+        p = (train.sum(dim=0) + 1) / (len(train) + 2)
+        log_density = test * p.log() + (1 - test) * (-p).log1p()
+    else:
+        mean, var = train.mean(dim=0), train.var(dim=0, correction=0)
+        constant = (train == train[0]).all(dim=0)
+        if constant.any():
+            raise ValueError(
+                f"data {data.name!r} has dimension {int(constant.nonzero()[0])} (counted from 0) "
+                "constant over the training frames, so its normal has no density; drop it"
+            )
+        log_density = -0.5 * ((test - mean) ** 2 / var + var.log() + math.log(2 * math.pi))
+    return float(log_density.sum() / len(test))
