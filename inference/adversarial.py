@@ -21,7 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from inference.divergences import Codes, Divergence, wasserstein, wasserstein2
+from inference.divergences import (
+    Codes,
+    Divergence,
+    normal_parameters,
+    wasserstein,
+    wasserstein2,
+)
 from inference.objectives import analytic_kl
 from inference.protocols import StepDensities, Stepwise
 from inference.schedules import Schedule
@@ -81,6 +87,8 @@ class Adversarial:
         optim: a torch optimiser over the critic's parameters alone; Adam(1e-3, (0.5, 0.9)) if
             None.
         critic_steps: critic updates an SVI step; each redraws the codes on one rollout's states.
+        standardise: codes are shown in deviations from the prior's mean, in units of its scale,
+            so that shrinking prior and proposal together no longer lowers the distance.
         weight: of the penalty in the objective, a number or a schedule. On a separate
             adversarial step (``Alternating``) an adaptive optimiser divides a constant weight
             out again: there step ratios and learning rates are the real knobs.
@@ -99,6 +107,7 @@ class Adversarial:
         optim: torch.optim.Optimizer | None = None,
         critic_steps: int = 1,
         weight: float | Schedule = 1.0,
+        standardise: bool = False,
         name: str = "critic",
     ) -> None:
         if isinstance(view, str) and view not in VIEWS:
@@ -107,6 +116,7 @@ class Adversarial:
             raise ValueError(f"critic_steps must not be negative, got {critic_steps}")
         self.critic, self.critic_steps, self.weight, self.name = critic, critic_steps, weight, name
         self.view = VIEWS[view] if isinstance(view, str) else view
+        self.standardise = standardise
         self.divergence = wasserstein() if divergence is None else divergence
         self.divergence.constraint.check(critic)
         self.optim = optim or torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.9))
@@ -123,7 +133,7 @@ class Adversarial:
         """
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
         drawn = densities.z if posterior is None else posterior
-        codes = self.view(densities, _draw(densities.prior), drawn)
+        codes = self._codes(densities, drawn)
         with _evaluating(self.critic):
             scores = [
                 self._observed(functional_call(self.critic, frozen, tuple(side)), densities.mask)
@@ -150,7 +160,7 @@ class Adversarial:
         for i in range(self.critic_steps):
             with torch.no_grad():
                 posterior = densities.z if i == 0 else _draw(densities.proposal)
-                codes = self.view(densities, _draw(densities.prior), posterior)
+                codes = self._codes(densities, posterior)
             scores = [self._observed(self.critic(*side), densities.mask) for side in codes]
             distance = self.divergence.penalty(*scores)
             loss = self.divergence.critic_loss(*scores)
@@ -167,6 +177,13 @@ class Adversarial:
     def distance(self, densities: StepDensities) -> float:
         """The critic's distance on given densities, nothing updated."""
         return float(self.penalty(densities))
+
+    def _codes(self, densities: StepDensities, posterior: Tensor) -> tuple[Codes, Codes]:
+        prior = _draw(densities.prior)
+        if self.standardise:
+            loc, scale = normal_parameters(densities.prior)
+            prior, posterior = (prior - loc) / scale, (posterior - loc) / scale
+        return self.view(densities, prior, posterior)
 
     @staticmethod
     def _observed(scores: Tensor, mask: Tensor) -> Tensor:

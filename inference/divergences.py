@@ -39,6 +39,11 @@ class Divergence(NamedTuple):
     constraint: Constraint
 
 
+def _own_paths(prior: Codes, posterior: Codes) -> bool:
+    """Whether the sides differ in their paths too, which must then be constrained as well."""
+    return prior.path is not None and prior.path is not posterior.path
+
+
 def _nothing(*_: Any) -> None:
     return None
 
@@ -64,15 +69,26 @@ def clip(bound: float = 0.01) -> Constraint:
     return Constraint("clip", _nothing, _free, project)
 
 
-def gradient_penalty(weight: float = 10.0, on: str = "z") -> Constraint:
-    """Two-sided penalty ``weight * (slope - 1)^2`` between paired codes.
+def gradient_penalty(
+    weight: float = 10.0, on: str = "z", *, two_sided: bool = False
+) -> Constraint:
+    """Penalty ``weight * max(slope - 1, 0)^2`` on the critic's slope between paired codes.
 
     Its optimum has slope 1 + W / (2 weight), so it reads a little high, more so for a large
-    distance or a small weight. Source: Gulrajani et al. (2017), eq. 3.
+    distance or a small weight. Where the two sides have paths of their own, the slope is that of
+    the summed scores in each code of the path.
+
+    The two-sided ``weight * (slope - 1)^2`` is the published one. It has the same optimum, but
+    fixes the slopes at one before the data have decided on their sign: a critic that must rise
+    in z for one context and fall for another is then often trapped at a distance near 0.
+
+    Source: Gulrajani et al. (2017), eq. 3, two-sided; Petzka et al. (2018),
+    https://arxiv.org/abs/1709.08894, one-sided.
 
     Args:
         weight: of the penalty.
         on: "z" constrains the slope in z alone, for each context; "all" in context and z.
+        two_sided: whether slopes below one are penalised too.
     """
     if on not in ("z", "all"):
         raise ValueError(f"on must be 'z' or 'all', got {on!r}")
@@ -83,22 +99,28 @@ def gradient_penalty(weight: float = 10.0, on: str = "z") -> Constraint:
         def between(a: Tensor, b: Tensor) -> Tensor:
             return (mix * a + (1 - mix) * b).detach()
 
-        inputs = [between(prior.z, posterior.z).requires_grad_()]
+        z = between(prior.z, posterior.z).requires_grad_()
         context, path = prior.context, prior.path
+        inputs = [z]
+        if _own_paths(prior, posterior):
+            path = between(*(side.path for side in (prior, posterior) if side.path is not None))
+            inputs.append(path.requires_grad_())
         if context is not None:
             context = context.detach()
             if on == "all":
                 inputs.append(context.requires_grad_())
-        if path is not None and posterior.path is not None:
-            path = between(path, posterior.path)
         with torch.enable_grad():
-            scores = critic(inputs[0], context, path)
-            # z enters the score of its own step alone (the path is another tensor), so the
+            scores = critic(z, context, path)
+            # z enters the score of its own step alone (a path is another tensor), so the
             # gradient of the sum holds each step's own slope
-            slopes = torch.autograd.grad(scores.sum(), inputs, create_graph=True)
+            observed = scores.where(mask.expand_as(scores), 0.0).sum()
+            slopes = list(torch.autograd.grad(observed, inputs, create_graph=True))
+            if len(slopes) > 1 and inputs[1] is path:  # the same code, scored and as the past
+                slopes[:2] = [slopes[0] + slopes[1]]
             square = torch.cat(slopes, dim=-1).square().sum(dim=-1)
         slope = (square + 1e-12).sqrt()[mask.expand_as(square)]
-        return weight * (slope - 1).square().mean()
+        excess = slope - 1 if two_sided else (slope - 1).clamp(min=0)
+        return weight * excess.square().mean()
 
     return Constraint("gradient_penalty", _nothing, cost, _nothing)
 
@@ -113,7 +135,16 @@ def spectral() -> Constraint:
                 "normalised: build it with lipschitz='z' or 'all' (feed-forward critics only)"
             )
 
-    return Constraint("spectral", check, _free, _nothing)
+    def cost(critic: nn.Module, prior: Codes, posterior: Codes, mask: Tensor) -> float:
+        if _own_paths(prior, posterior) and getattr(critic, "lipschitz", None) != "all":
+            raise ValueError(
+                "a view whose sides differ in their paths (trajectory_redrawn) needs a critic "
+                "that is normalised in the path too, else its distance has no bound: build it "
+                "with lipschitz='all', or use gradient_penalty()"
+            )
+        return 0.0
+
+    return Constraint("spectral", check, cost, _nothing)
 
 
 def wasserstein(constraint: Constraint | None = None) -> Divergence:

@@ -3,10 +3,8 @@
 import csv
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +58,7 @@ def fit(
     patience: int | None = None,
     clip_norm: float | None = None,
     lr_schedule: Schedule | None = None,
+    keep: Sequence[torch.nn.Module] = (),
     seed: int | None = None,
     log_every: int = 10,
     metrics: str | os.PathLike[str] | None = None,
@@ -84,6 +83,7 @@ def fit(
         clip_norm: bound on the norm of the gradient of the loss a frame (the loss divided by
             the number of observed frames), all parameters together.
         lr_schedule: factor on the optimiser's learning rate, by fraction of the run.
+        keep: further modules, critics, that go back to the best step with the parameters.
         seed: of every draw in here; None uses torch's global state.
         log_every: SVI steps between rows of metrics.
         metrics: CSV file for the rows.
@@ -110,6 +110,7 @@ def fit(
         clock.total = steps
     score = _scorer(svi, validation, num_particles, seed)
     best: dict[str, Tensor] | None = None
+    kept: list[dict[str, Tensor]] = []
     bar = tqdm(total=steps, desc=description, leave=False, disable=progress is not True)
     stale = 0
     try:
@@ -126,6 +127,7 @@ def fit(
                     if bound > history.best_bound:
                         history.best_bound, history.best_step, stale = bound, step, 0
                         best = _snapshot()
+                        kept = [_copy(module.state_dict()) for module in keep]
                         if save_to is not None:
                             save_parameters(save_to, best, about)
                     else:
@@ -153,6 +155,8 @@ def fit(
                 save_parameters(save_to, best, about)
         if best is not None:
             _restore(best)
+        for module, state in zip(keep, kept, strict=False):
+            module.load_state_dict(state)
         if metrics is not None and history.rows:
             write_csv(metrics, history.rows)
     return history
@@ -307,8 +311,11 @@ def _finite(value: float) -> bool:
 
 
 def _snapshot() -> dict[str, Tensor]:
-    store = pyro.get_param_store()
-    return {name: p.detach().clone() for name, p in store.named_parameters()}
+    return _copy(dict(pyro.get_param_store().named_parameters()))
+
+
+def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
@@ -320,11 +327,9 @@ def _restore(parameters: dict[str, Tensor]) -> None:
 
 def _atomically(path: str | os.PathLike[str], write: Callable[[str], Any]) -> None:
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name)
-    os.close(handle)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
+        write(str(temporary))
         os.replace(temporary, target)
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)

@@ -128,6 +128,8 @@ class FeedForwardCritic(nn.Module):
             raise ValueError(
                 f"critic_dim must be even and depth at least 1, got {critic_dim} and {depth}"
             )
+        if window < 0:
+            raise ValueError(f"window must not be negative, got {window}")
         self.lipschitz, self.window = lipschitz, window
         context_dim += window * z_dim
         together = lipschitz == "all"

@@ -8,7 +8,6 @@ Example:
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +52,7 @@ def rnn(
     Raises:
         ValueError: an unknown part; the known ones are listed.
     """
-    config = dict(locals(), recipe="rnn")
+    config = _config("rnn", locals())
     model = RNN(
         x_dim,
         decoder=_emission(emission, h_dim, x_dim, h_dim, min_scale),
@@ -91,7 +90,7 @@ def vrnn(
     Raises:
         ValueError: an unknown part; the known ones are listed.
     """
-    config = dict(locals(), recipe="vrnn")
+    config = _config("vrnn", locals())
     _pick("prior", prior, PRIORS)
     model = VRNN(
         x_dim,
@@ -149,7 +148,7 @@ def avrnn(
         ValueError: an unknown part; the known ones are listed.
         NotImplementedError: spectral normalisation of an LSTM critic.
     """
-    config = dict(locals(), recipe="avrnn")
+    config = _config("avrnn", locals())
     base = vrnn(
         x_dim,
         z_dim,
@@ -171,6 +170,8 @@ def avrnn(
             )
         network = LSTMCritic(z_dim, width, critic_dim)
     else:
+        if VIEWS[view][2] and window < 1:
+            raise ValueError(f"window must be at least 1 for view {view!r}, got {window}")
         network = FeedForwardCritic(
             z_dim,
             width,
@@ -197,14 +198,12 @@ def save(recipe: Recipe, path: str | os.PathLike[str]) -> None:
     if recipe.critic is not None:
         content["critic"] = recipe.critic.state_dict()
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+        torch.save(content, temporary)
         os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> Recipe:
@@ -224,13 +223,24 @@ def load(path: str | os.PathLike[str]) -> Recipe:
         recipe = RECIPES[config.pop("recipe")](**config)
         for part in ("model", "guide", "critic"):
             if (module := getattr(recipe, part)) is not None:
-                module.load_state_dict(content[part])
+                dtypes = {value.dtype for value in content[part].values()}
+                module.to(*dtypes).load_state_dict(content[part])
     except Exception as error:
         raise ValueError(
             f"{path} is not a parameter file of this library, or is damaged "
             f"({type(error).__name__}); give a file that recipes.save wrote"
         ) from error
     return recipe
+
+
+def _config(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The call as plain values, its sizes checked before any network is built."""
+    plain = {k: v.item() if hasattr(v, "item") else v for k, v in arguments.items()}
+    for size in ("x_dim", "z_dim", "h_dim", "critic_dim"):
+        if plain.get(size, 1) < 1:
+            hint = "; recipes.rnn has no latents" if size == "z_dim" else ""
+            raise ValueError(f"{size} must be at least 1, got {plain[size]}{hint}")
+    return {**plain, "recipe": name}
 
 
 def _pick(argument: str, name: str, known: Iterable[str]) -> Any:

@@ -73,6 +73,8 @@ def rollout(
             f"got {tuple(z.shape)}"
         )
     particles = num_particles if z is None else z.shape[1]
+    if particles < 1:
+        raise ValueError("z must hold at least one particle, got K = 0")
     c = guide.encode(x, mask)  # (B, T, C)
     state = model.init(Size((particles, size)))
     states, draws = [], []

@@ -87,8 +87,8 @@ class SequenceModel(nn.Module, ABC):
         Raises:
             ValueError: data the model cannot score, or a mask that does not fit them.
         """
-        _register("model", self)
         x, mask = self.check(x, mask)
+        _register("model", self)
         size, length = mask.shape
         ragged = None if bool(mask.all()) else mask
         observations = []
@@ -121,10 +121,9 @@ class SequenceModel(nn.Module, ABC):
         Returns:
             Densities, draws, states and distributions, shapes ``(T, K, B, ...)``.
         """
-        if am_i_wrapped():  # under SVI: the parameters are to be seen; bare, this is pure
-            _register("model", self)
-            _register("guide", guide)
         x, mask = self.check(x, mask)
+        _register("model", self)
+        _register("guide", guide)
         return rollout(self, guide, x, mask, num_particles, z)
 
     def check(self, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor]:
@@ -136,7 +135,15 @@ class SequenceModel(nn.Module, ABC):
         if x is None:
             if mask is None:
                 raise ValueError("mask (B, T) is needed to draw x: it gives B and T")
+            if isinstance(mask, Tensor) and mask.ndim == 2 and 0 in mask.shape:
+                raise ValueError(f"mask must hold a sequence and a step, got {tuple(mask.shape)}")
             return None, check_mask(mask, mask.shape)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x must be a tensor of floating point numbers, got {kind}")
+        own = next(self.parameters(), x)
+        if x.dtype != own.dtype:
+            raise TypeError(f"x must be {own.dtype} as the model is, got {x.dtype}; use x.to(...)")
         if x.ndim != 3 or x.shape[-1] != self.x_dim:
             hint = "; add the batch dimension" if x.ndim == 2 else ""
             raise ValueError(f"x must have shape (B, T, {self.x_dim}), got {tuple(x.shape)}{hint}")
@@ -192,15 +199,17 @@ class SequenceGuide(nn.Module, ABC):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> None:
         """The Pyro program; arguments as for the model."""
-        _register("guide", self)
         if x is None:
             raise ValueError("x (B, T, X) is needed by a guide: it proposes latents given data")
         x, mask = self.check(x, mask)
+        _register("guide", self)
+        if not self.z_dim:
+            return  # no sites, hence no plate either
         c = self.encode(x, mask)
         ragged = None if bool(mask.all()) else mask
         with pyro.plate("sequences", mask.shape[0], dim=-1):
             state = self.init(Size((mask.shape[0],)))
-            for t in pyro.markov(range(1, mask.shape[1] + 1 if self.z_dim else 1)):
+            for t in pyro.markov(range(1, mask.shape[1] + 1)):
                 with _masked(ragged, t):
                     z_t = pyro.sample(f"z_{t}", self.proposal(state, c[:, t - 1]))
                     state = self.advance(state, z_t, x[:, t - 1])
@@ -217,8 +226,9 @@ def check_mask(mask: Tensor, shape: Size) -> Tensor:
         ValueError: another shape, or a mask with a hole.
         TypeError: not bool.
     """
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be of dtype bool, got {mask.dtype}; use mask.bool()")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a tensor of dtype bool, got {kind}; use mask.bool()")
     if mask.ndim != 2 or mask.shape != shape:
         raise ValueError(f"mask must have shape {tuple(shape)}, got {tuple(mask.shape)}")
     holes = (mask[:, 1:] & ~mask[:, :-1]).any(dim=1)
@@ -235,7 +245,12 @@ def _masked(mask: Tensor | None, t: int) -> Any:
 
 
 def _register(name: str, module: nn.Module) -> None:
-    """``pyro.module``, refusing a store that holds another module's tensors under these names."""
+    """``pyro.module``, refusing a store that holds another module's tensors under these names.
+
+    Under no handler nobody asks for parameters: a bare call leaves the store alone.
+    """
+    if not am_i_wrapped():
+        return
     stored = dict(pyro.get_param_store().named_parameters())
     for path, parameter in module.named_parameters():
         other = stored.get(f"{name}$$${path}")

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.ops.stats import effective_sample_size
 from torch import Size, Tensor
 
-from inference.objectives import ELBO
+from inference import ELBO
 from pyro_avrnn import recipes
 from pyro_avrnn.recipes import Recipe
 from pyro_avrnn.sequence import SequenceModel

@@ -1,0 +1,170 @@
+"""The command line, ``avrnn`` or ``python -m pyro_avrnn``; here nouns and verbs meet."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyro_avrnn.cli.compare import compare
+from pyro_avrnn.cli.rows import ROWS, Row, parse
+from pyro_avrnn.cli.runs import Settings
+
+_EXAMPLES = """\
+examples:
+  avrnn compare                                   vowels, 1 seed, 1,500 steps a row
+  avrnn compare --steps 300 --out runs/short      a quick look
+  avrnn compare --data timit.zip --segment 100 --seeds 3
+  avrnn compare --rows rnn elbo-annealed conditional:weight=0>30@0.5 joint+kl
+  avrnn compare --schedules joint --views conditional joint trajectory
+
+rows:
+{rows}
+
+options of a row, as in conditional:weight=0>30@0.5,critic=lstm:
+  kl, weight        a number, or start>stop@fraction of the run
+  view              marginal, trajectory, trajectory_redrawn, conditional, joint
+  guide, prior      filtering or residual; conditional or standard
+  cell              gru or lstm
+  critic            feedforward or lstm
+  constraint        spectral, gradient_penalty, clip; strength=..., on=z or all
+  standardise       true or false: codes in units of the prior's deviation
+  critic_steps, critic_lr, critic_dim, adversarial_lr, detach_state, prior_gradient
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; bad input is one sentence on stderr and exit status 2."""
+    parser = argparse.ArgumentParser(
+        prog="avrnn",
+        description="Sequential latent-variable models, by bounds and by adversarial training.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_compare(commands)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(given)
+    try:
+        return _compare(args, shlex.join(["avrnn", *given]))
+    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+        if os.environ.get("AVRNN_TRACEBACK"):
+            raise
+        print(f"avrnn: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    listed = "\n".join(f"  {name:<24}{row.says}" for name, row in ROWS.items())
+    p = commands.add_parser(
+        "compare",
+        help="train several rows on one data set and compare them",
+        description="Train an RNN, a VRNN by the ELBO and AVRNNs on the same data, score each on "
+        "held-out sequences, and write a table, metrics, a posterior for ArviZ and pictures.",
+        epilog=_EXAMPLES.format(rows=listed),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = p.add_argument_group("what to compare")
+    what.add_argument(
+        "--data",
+        default="vowels",
+        help="vowels (built in), a TIMIT folder or .zip, a piano-roll .mat, your own .npz",
+    )
+    what.add_argument("--rows", nargs="+", metavar="ROW", help="rows by name, see below")
+    what.add_argument(
+        "--schedules",
+        nargs="+",
+        choices=["elbo", "alternating", "joint"],
+        default=["elbo", "alternating", "joint"],
+        help="schedules to compare, if --rows is not given (the RNN is always there)",
+    )
+    what.add_argument(
+        "--views",
+        nargs="+",
+        metavar="VIEW",
+        default=["conditional", "joint"],
+        help="what joint-schedule critics see, if --rows is not given (default: %(default)s)",
+    )
+    what.add_argument("--seeds", type=int, default=1, help="number of seeds (default: 1)")
+    what.add_argument("--first-seed", type=int, default=0, help="the first seed (default: 0)")
+    what.add_argument("--steps", type=int, default=1500, help="SVI steps a row (default: 1500)")
+    what.add_argument("--split", choices=["test", "valid"], default="test", help="what is scored")
+    sizes = p.add_argument_group("model and training")
+    defaults = Settings()
+    sizes.add_argument("--z-dim", type=int, default=defaults.z_dim, help="Z (default: 8)")
+    sizes.add_argument("--h-dim", type=int, default=defaults.h_dim, help="H (default: 64)")
+    sizes.add_argument("--batch-size", type=int, default=defaults.batch_size, help="default: 64")
+    sizes.add_argument("--lr", type=float, default=defaults.lr, help="Adam's (default: 0.002)")
+    sizes.add_argument("--lr-decay", action="store_true", help="linear to a tenth over the run")
+    sizes.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's (default: 0)")
+    sizes.add_argument("--clip-norm", type=float, default=defaults.clip_norm, help="default: 5")
+    sizes.add_argument(
+        "--min-scale",
+        type=float,
+        help="floor of a normal emission's scale, in standard deviations of the data "
+        "(default: 0.001; 0.01 for TIMIT)",
+    )
+    sizes.add_argument("--segment", type=int, default=100, help="TIMIT: frames a segment")
+    sizes.add_argument("--particles", type=int, default=64, help="K of the IWAE bound")
+    sizes.add_argument("--validate-every", type=int, default=50, help="steps (default: 50)")
+    sizes.add_argument("--patience", type=int, help="stop after so many validations in vain")
+    where = p.add_argument_group("where and how")
+    where.add_argument("--out", type=Path, default=Path("runs/compare"), help="output folder")
+    where.add_argument(
+        "--jobs",
+        type=int,
+        default=min(os.cpu_count() or 1, 4),
+        help="trainings at the same time, one thread each (default: %(default)s)",
+    )
+    where.add_argument(
+        "--resume", action="store_true", help="keep rows in --out made with the same settings"
+    )
+
+
+def _compare(args: argparse.Namespace, command: str) -> int:
+    for flag in ("seeds", "steps", "h_dim", "z_dim", "batch_size", "jobs", "particles"):
+        if getattr(args, flag) < 1:
+            name = "--" + flag.replace("_", "-")
+            raise ValueError(f"{name} must be at least 1, got {getattr(args, flag)}")
+    timit = Path(args.data).is_dir() or args.data.lower().endswith(".zip")
+    min_scale = args.min_scale
+    if min_scale is None:
+        min_scale = 0.01 if timit else 0.001
+    settings = Settings(
+        steps=args.steps,
+        batch_size=args.batch_size,
+        z_dim=args.z_dim,
+        h_dim=args.h_dim,
+        min_scale=min_scale,
+        lr=args.lr,
+        lr_decay=args.lr_decay,
+        weight_decay=args.weight_decay,
+        clip_norm=args.clip_norm,
+        validate_every=args.validate_every,
+        patience=args.patience,
+        num_particles=args.particles,
+        split=args.split,
+    )
+    return compare(
+        args.data,
+        _rows(args),
+        list(range(args.first_seed, args.first_seed + args.seeds)),
+        settings,
+        args.out,
+        options={"segment": args.segment} if timit else {},
+        jobs=args.jobs,
+        resume=args.resume,
+        command=command,
+    )
+
+
+def _rows(args: argparse.Namespace) -> list[Row]:
+    if args.rows:
+        return [parse(text) for text in dict.fromkeys(args.rows)]
+    names = ["rnn"]
+    if "elbo" in args.schedules:
+        names += ["elbo", "elbo-annealed"]
+    if "alternating" in args.schedules:
+        names.append("alternating")
+    if "joint" in args.schedules:
+        names += [f"{view}{suffix}" for view in args.views for suffix in ("", "+kl")]
+    return [parse(name) for name in names]

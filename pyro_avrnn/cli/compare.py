@@ -1,0 +1,207 @@
+"""``avrnn compare``: train several rows with several seeds side by side, then report."""
+
+import json
+import multiprocessing
+import os
+import queue
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pyro_avrnn import data
+from pyro_avrnn.cli import report
+from pyro_avrnn.cli.rows import Row
+from pyro_avrnn.cli.runs import Settings, run, write_json
+
+_state: dict[str, Any] = {}  # of a worker process: its data and where to report progress
+
+
+def compare(
+    source: str,
+    rows: list[Row],
+    seeds: list[int],
+    settings: Settings,
+    out: Path,
+    *,
+    options: dict[str, Any],
+    jobs: int,
+    resume: bool,
+    command: str,
+) -> int:
+    """Train and evaluate every row with every seed, write ``out``, print one table.
+
+    Args:
+        source: what ``data.load`` takes.
+        rows: trainings to compare.
+        seeds: each row is trained once with each.
+        settings: shared by all rows.
+        out: folder for results; made if absent.
+        options: of ``data.load``.
+        jobs: trainings at the same time, one thread each.
+        resume: keep rows already in ``out/results.json`` if made with the same settings.
+        command: as the user gave it, for the report.
+
+    Returns:
+        The exit status: 0, or 1 if a training stopped early.
+
+    Raises:
+        ValueError, OSError: bad input, in one sentence.
+    """
+    dataset = data.load(source, **options)
+    dataset_facts = {
+        "baseline_per_frame": data.independent_baseline(dataset),
+        "mean": torch.as_tensor(dataset.mean).tolist(),
+        "std": torch.as_tensor(dataset.std).tolist(),
+        "kind": dataset.kind,
+        "min_scale": settings.min_scale if dataset.kind == "real" else None,
+    }
+    writable(out)
+    results = _kept(out, rows, seeds, settings) if resume else []
+    done = {(r["row"], r["seed"]) for r in results}
+    todo = [(r, s) for r in rows for s in seeds if (r.label, s) not in done]
+    order = {row.label: i for i, row in enumerate(rows)}
+
+    def write() -> None:
+        results.sort(key=lambda r: (order[r["row"]], r["seed"]))
+        write_json(out / "results.json", results)
+
+    try:
+        for result in _train(todo, source, options, settings, out, jobs):
+            # the densities depend on these, so every row carries them
+            standardisation = {k: dataset_facts[k] for k in ("mean", "std")}
+            results.append(
+                result
+                | {
+                    "standardisation": standardisation,
+                    "min_scale": dataset_facts["min_scale"],
+                    "baseline_per_frame": dataset_facts["baseline_per_frame"],
+                    "command": command,
+                }
+            )
+            write()
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: {len(results)} finished trainings are in {out / 'results.json'}; "
+            "the same command with --resume goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    write()
+    report.write(out, results, dataset, command)
+    stopped = [r for r in results if r["error"]]
+    for r in stopped:
+        print(f"{r['row']}, seed {r['seed']}: {r['error']}", file=sys.stderr)
+    return 1 if stopped else 0
+
+
+def writable(folder: Path) -> None:
+    """Make the folder; one sentence if nothing can be written there.
+
+    Raises:
+        OSError: naming the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"--out {folder} is not a folder that can be written to ({error.strerror}); "
+            "give another one"
+        ) from error
+
+
+def row_folder(out: Path, label: str, seed: int) -> Path:
+    """Where a training's parameters and metrics lie."""
+    safe = "".join(c if c.isalnum() or c in "+-_=." else "_" for c in label)
+    return out / "rows" / f"{safe}-seed{seed}"
+
+
+def _kept(
+    out: Path, rows: list[Row], seeds: list[int], settings: Settings
+) -> list[dict[str, Any]]:
+    """Rows of an earlier results.json made with these settings."""
+    path = out / "results.json"
+    if not path.is_file():
+        return []
+    try:
+        earlier = json.loads(path.read_text())
+        wanted = {(row.label, seed) for row in rows for seed in seeds}
+        same = json.loads(json.dumps(asdict(settings)))
+        return [r for r in earlier if (r["row"], r["seed"]) in wanted and r["settings"] == same]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a results file of this command; remove it or leave out --resume"
+        ) from error
+
+
+def _train(
+    todo: list[tuple[Row, int]],
+    source: str,
+    options: dict[str, Any],
+    settings: Settings,
+    out: Path,
+    jobs: int,
+) -> Iterator[dict[str, Any]]:
+    """Results as they come, from worker processes of one thread each."""
+    if not todo:
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        ticks = manager.Queue()
+        pool = ProcessPoolExecutor(
+            min(jobs, len(todo)), context, _start_worker, (source, options, ticks)
+        )
+        bar = tqdm(total=len(todo) * settings.steps, unit="step", desc="training", smoothing=0.05)
+        waiting: set[Future[dict[str, Any]]] = set()
+        try:
+            for row, seed in todo:
+                folder = row_folder(out, row.label, seed)
+                waiting.add(pool.submit(_work, row, seed, settings, folder))
+            while waiting:
+                try:
+                    bar.update(ticks.get(timeout=0.5))
+                except queue.Empty:
+                    pass
+                ready = {future for future in waiting if future.done()}
+                waiting -= ready
+                for future in ready:
+                    result = future.result()
+                    value = result["iwae_per_frame"]
+                    bar.set_postfix_str(f"{result['row']} seed {result['seed']}: {value:.3f}")
+                    yield result
+        except BaseException:
+            for future in waiting:
+                future.cancel()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            bar.close()
+
+
+def _start_worker(source: str, options: dict[str, Any], ticks: Any) -> None:
+    torch.set_num_threads(1)  # small matrices: processes pay, threads do not
+    os.environ["OMP_NUM_THREADS"] = "1"
+    _state.update(data=data.load(source, **options), ticks=ticks)
+
+
+def _work(row: Row, seed: int, settings: Settings, folder: Path) -> dict[str, Any]:
+    pending = 0
+
+    def progress(steps: int) -> None:
+        nonlocal pending
+        pending += steps
+        if pending >= 10:  # a message a step would cost more than some steps
+            _state["ticks"].put(pending)
+            pending = 0
+
+    result = run(row, seed, _state["data"], settings, folder, progress)
+    _state["ticks"].put(pending + settings.steps - int(result.get("steps") or 0))
+    return result

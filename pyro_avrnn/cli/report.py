@@ -1,0 +1,182 @@
+"""What a comparison leaves: one table, metrics of all rows, a posterior, pictures."""
+
+import csv
+import math
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference import seeded, step_densities, to_arviz
+from inference.training import write_csv
+from pyro_avrnn import recipes
+from pyro_avrnn.cli import plots
+from pyro_avrnn.data import Dataset
+
+SHORT = 1000  # steps below which a run is called short
+
+_COLUMNS = (
+    ("IWAE-{K}", "iwae_per_frame"),
+    ("ELBO", "elbo_per_frame"),
+    ("reconstruction", "reconstruction_per_frame"),
+    ("KL", "kl_per_frame"),
+    ("information <=", "information_at_most"),
+    ("mismatch >=", "aggregate_mismatch_at_least"),
+    ("W2", "closed_form_w2_per_frame"),
+    ("critic", "critic_distance_per_frame"),
+    ("active", "active_units"),
+    ("k-hat", "pareto_k_median"),
+    ("best step", "best_step"),
+    ("seconds", "seconds"),
+)
+
+
+def write(out: Path, results: list[dict[str, Any]], dataset: Dataset, command: str) -> None:
+    """Print and write everything that is derived from the trainings in ``out``."""
+    text = table(results, command)
+    print(text)
+    (out / "table.md").write_text(text + "\n")
+    metrics = _metrics(out, results)
+    write_csv(out / "metrics.csv", metrics)
+    written = [out / "results.json", out / "metrics.csv", out / "table.md"]
+    written.append(plots.learning_curves(metrics, out / "learning_curves.png"))
+    written.append(plots.critic_curves(metrics, out / "critic_curves.png"))
+    written.append(plots.rate_bars(results, out / "rate.png"))
+    best = max(
+        (r for r in results if r["model"] != "rnn" and not r["error"]),
+        key=lambda r: r["validation_iwae_per_frame"],
+        default=None,
+    )
+    if best is not None:
+        written += look(out, best, dataset)
+    print("\nwritten: " + ", ".join(str(path) for path in written))
+
+
+def table(results: list[dict[str, Any]], command: str) -> str:
+    """Markdown: one line a row, mean and standard deviation over seeds, nats per frame."""
+    first = results[0]
+    settings = first["settings"]
+    head = [name.format(K=settings["num_particles"]) for name, _ in _COLUMNS]
+    lines = [["row", *head]]
+    for label in dict.fromkeys(r["row"] for r in results):
+        of_row = [r for r in results if r["row"] == label]
+        lines.append([label, *(_cell([r.get(key) for r in of_row]) for _, key in _COLUMNS)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    seeds = sorted({r["seed"] for r in results})
+    floor = f", scale floor {first['min_scale']:g}" if first["min_scale"] is not None else ""
+    notes = [
+        f"Data {first['data']}, split {first['split']}: {first['sequences']} sequences, "
+        f"{first['frames']} frames{floor}; densities of "
+        + ("standardised data." if floor else "0/1 data."),
+        f"Nats per frame: the sum over the set divided by its frames; mean ± standard deviation "
+        f"over {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))}). "
+        "Best parameters by the validation IWAE-16 of each training.",
+        f"{'Independent normals' if floor else 'Independent Bernoullis'} per dimension fitted on "
+        f"the training set: {first['baseline_per_frame']:.2f}. A row that does not beat this has "
+        "learnt nothing.",
+        "KL splits into information (upper bound) and aggregate mismatch (lower bound), read on "
+        "held-out sequences; W2 is the closed form, an upper bound of what a one-step critic "
+        "estimates; k-hat above 0.7: the bound's own estimate is unreliable for single sequences.",
+        f"Made by `{command}` at commit {first['commit']}.",
+    ]
+    if settings["steps"] < SHORT:
+        notes.insert(
+            0,
+            f"**A short run** ({settings['steps']} steps a row, {len(seeds)} seed"
+            f"{'s' if len(seeds) > 1 else ''}): it shows the machinery and is no evidence that "
+            "one row beats another. The full tables: `make vowels`, `make timit`.",
+        )
+    body = "\n".join(
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+    return body + "\n\n" + "\n".join(f"* {note}" for note in notes)
+
+
+def look(out: Path, best: dict[str, Any], dataset: Dataset) -> list[Path]:
+    """Posterior and pictures of one held-out sequence under the best row with latents.
+
+    The sequence is the one of median length in the reported split, without its padding.
+    """
+    from pyro_avrnn.cli.compare import row_folder
+
+    recipe = recipes.load(row_folder(out, best["row"], best["seed"]) / "parameters.pt")
+    split = getattr(dataset, best["split"])
+    index = int(split.lengths.argsort()[len(split) // 2])
+    x = split.sequence(index)
+    name = f"{best['row']}, seed {best['seed']}, {best['split']} sequence {split.names[index]}"
+    frame_seconds = dataset.frame_seconds
+    posterior = to_arviz(recipe.model, recipe.guide, x, frame_seconds=frame_seconds)
+    posterior.attrs["row"] = name
+    path = out / "posterior.nc"
+    posterior.to_netcdf(str(path))
+    panels = {
+        "observed": x.numpy(),
+        "one-step prediction": one_step_prediction(recipe, x).numpy(),
+        "freely generated": free_generation(recipe, len(x)).numpy(),
+    }
+    pictures = [
+        plots.sequences(
+            panels,
+            out / "sequences.png",
+            kind=dataset.kind,
+            sample_rate=dataset.sample_rate,
+            frame_seconds=frame_seconds,
+            title=name,
+        ),
+        plots.latent_posterior(posterior, out / "posterior.png", title=name),
+    ]
+    return [path, *pictures]
+
+
+@torch.no_grad()
+def one_step_prediction(
+    recipe: recipes.Recipe, x: Tensor, *, draws: int = 200, seed: int = 0
+) -> Tensor:
+    """Draws of x_t given the steps before t, ``(draws, T, X)``, for one sequence ``(T, X)``.
+
+    The past is summarised along the guide's path; z_t is drawn from the prior.
+    """
+    with seeded(seed):
+        d: Any = step_densities(recipe.model, recipe.guide, x.unsqueeze(0), num_particles=draws)
+        drawn = recipe.model.emission(d.prior.sample(), d.states).sample()
+    return drawn[:, :, 0].transpose(0, 1)
+
+
+@torch.no_grad()
+def free_generation(
+    recipe: recipes.Recipe, length: int, *, draws: int = 3, seed: int = 0
+) -> Tensor:
+    """Sequences drawn from the model alone, ``(draws, length, X)``."""
+    mask = torch.ones(draws, length, dtype=torch.bool)
+    with seeded(seed):
+        return recipe.model(None, mask)
+
+
+def _cell(values: list[Any]) -> str:
+    numbers = [float(v) for v in values if v is not None and math.isfinite(v)]
+    if not numbers:
+        return "-"
+    digits = 0 if abs(fmean(numbers)) >= 100 else 2
+    mean = f"{fmean(numbers):.{digits}f}"
+    if len(numbers) == 1:
+        return mean
+    return f"{mean} ± {stdev(numbers):.{digits}f}"
+
+
+def _metrics(out: Path, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from pyro_avrnn.cli.compare import row_folder
+
+    rows: list[dict[str, Any]] = []
+    for r in results:
+        path = row_folder(out, r["row"], r["seed"]) / "metrics.csv"
+        if path.is_file():
+            with path.open(newline="") as file:
+                for line in csv.DictReader(file):
+                    numbers = {k: float(v) for k, v in line.items() if v}
+                    numbers["step"] = int(numbers["step"])
+                    rows.append({"row": r["row"], "seed": r["seed"], **numbers})
+    return rows

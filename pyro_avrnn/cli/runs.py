@@ -1,0 +1,247 @@
+"""One training of a comparison: build the row's parts, train, evaluate, write its folder."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI
+
+from inference import (
+    ELBO,
+    Adversarial,
+    Alternating,
+    NonFiniteLossError,
+    RegularisedELBO,
+    clip,
+    evaluate,
+    fit,
+    gradient_penalty,
+    seeded,
+    spectral,
+    wasserstein,
+)
+from pyro_avrnn import recipes
+from pyro_avrnn.cli.rows import Row, schedule
+from pyro_avrnn.data import Batches, Dataset
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all rows of a comparison share."""
+
+    steps: int = 1500
+    batch_size: int = 64
+    z_dim: int = 8
+    h_dim: int = 64
+    min_scale: float = 1e-3
+    lr: float = 2e-3
+    weight_decay: float = 0.0
+    lr_decay: bool = False  # linear to a tenth over the run
+    clip_norm: float = 5.0
+    validate_every: int = 50
+    patience: int | None = None
+    num_particles: int = 64
+    split: str = "test"
+
+
+@dataclass
+class Trained:
+    """A row's parts: what its SVI needs and the hooks between its steps."""
+
+    recipe: recipes.Recipe
+    objective: ELBO
+    hooks: list[Callable[..., dict[str, float]]]
+    adversarial: Adversarial | None = None
+
+
+def build(row: Row, data: Dataset, settings: Settings) -> Trained:
+    """Parts of a row, parameters drawn from torch's global state.
+
+    Raises:
+        ValueError: parts that do not go together.
+    """
+    emission = "bernoulli" if data.kind == "binary" else "normal"
+    sizes: dict[str, Any] = {"x_dim": data.x_dim, "h_dim": settings.h_dim}
+    common: dict[str, Any] = {"cell": row.cell, "min_scale": settings.min_scale}
+    if row.schedule == "none":
+        return Trained(recipes.rnn(**sizes, emission=emission, **common), ELBO(), [])
+    common |= {
+        "z_dim": settings.z_dim,
+        "emission": emission,
+        "guide": row.guide,
+        "prior": row.prior,
+        "prior_gradient": row.prior_gradient,
+    }
+    kl_weight = schedule(row.kl)
+    if row.schedule == "elbo":
+        return Trained(recipes.vrnn(**sizes, **common), ELBO(kl_weight=kl_weight), [])
+    assert row.view is not None
+    normalised = row.constraint == "spectral"
+    recipe = recipes.avrnn(
+        **sizes,
+        **common,
+        view=row.view,
+        critic=row.critic,
+        critic_dim=row.critic_dim,
+        lipschitz=row.on if normalised else None,
+        activation="groupsort" if normalised else "relu",
+    )
+    assert recipe.critic is not None
+    constraint = {
+        "spectral": spectral,
+        "gradient_penalty": lambda: gradient_penalty(row.strength, on=row.on),
+        "clip": lambda: clip(row.strength),
+    }[row.constraint]()
+    critic_parameters = recipe.critic.parameters()
+    adversarial = Adversarial(
+        recipe.critic,
+        view=row.view,
+        divergence=wasserstein(constraint),
+        optim=(
+            torch.optim.RMSprop(critic_parameters, lr=row.critic_lr)
+            if row.constraint == "clip"
+            else torch.optim.Adam(critic_parameters, lr=row.critic_lr, betas=(0.5, 0.9))
+        ),
+        critic_steps=row.critic_steps,
+        weight=schedule(row.weight),
+        standardise=row.standardise,
+    )
+    if row.schedule == "joint":
+        objective = RegularisedELBO([adversarial], kl_weight=kl_weight)
+        return Trained(recipe, objective, [adversarial.update], adversarial)
+    alternating = Alternating(
+        adversarial,
+        recipe.model.prior.parameters(),  # type: ignore[union-attr]
+        recipe.guide.parameters(),
+        lr=row.adversarial_lr,
+        detach_state=row.detach_state,
+    )
+    objective = RegularisedELBO(kl_weight=kl_weight)
+    return Trained(recipe, objective, [alternating.update], adversarial)
+
+
+def run(
+    row: Row,
+    seed: int,
+    data: Dataset,
+    settings: Settings,
+    folder: Path,
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    """Train and evaluate one row with one seed inside a parameter store of its own.
+
+    Args:
+        row: what to train.
+        seed: of initial weights, batches and draws.
+        data: all three splits; training, validation and the split to report are used.
+        settings: shared by all rows.
+        folder: for ``parameters.pt`` (the best by the validation bound), ``metrics.csv``.
+        progress: called with the number of steps done since the last call.
+
+    Returns:
+        A row of results.json; ``error`` says in one sentence why training stopped early, if so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    x_valid, mask_valid = data.valid.x, data.valid.mask
+    scored = getattr(data, settings.split)
+    with pyro.get_param_store().scope(), seeded(seed):
+        parts = build(row, data, settings)
+        optim = (
+            pyro.optim.AdamW({"lr": settings.lr, "weight_decay": settings.weight_decay})
+            if settings.weight_decay
+            else pyro.optim.Adam({"lr": settings.lr})
+        )
+        model, guide = parts.recipe.model, parts.recipe.guide
+        error = None
+        recipes.save(parts.recipe, folder / "parameters.pt")
+        try:
+            history = fit(
+                SVI(model, guide, optim, parts.objective),
+                Batches(data.train, settings.batch_size, seed=seed),
+                steps=settings.steps,
+                hooks=parts.hooks,
+                validation=(x_valid, mask_valid),
+                validate_every=settings.validate_every,
+                patience=settings.patience,
+                clip_norm=settings.clip_norm,
+                lr_schedule=(lambda at: 1.0 - 0.9 * at) if settings.lr_decay else None,
+                keep=[] if parts.recipe.critic is None else [parts.recipe.critic],
+                seed=seed,
+                metrics=folder / "metrics.csv",
+                progress=progress,
+            )
+            found = {
+                "best_step": history.best_step,
+                "validation_iwae_per_frame": history.best_bound,
+                "steps": history.steps,
+                "seconds": round(history.seconds, 1),
+            }
+        except NonFiniteLossError as failure:
+            error, found = str(failure), {}
+        finally:
+            recipes.save(parts.recipe, folder / "parameters.pt")
+        numbers = evaluate(
+            model,
+            guide,
+            scored.x,
+            scored.mask,
+            num_particles=settings.num_particles,
+            seed=seed,
+            adversarial=parts.adversarial,
+            train=None if row.schedule == "none" else (data.train.x, data.train.mask),
+        )
+    return {
+        "row": row.label,
+        "model": row.model,
+        "objective": row.objective,
+        "view": row.view,
+        "schedule": row.schedule,
+        "seed": seed,
+        "data": data.name,
+        "split": settings.split,
+        "commit": commit(),
+        **numbers.as_dict(),
+        **found,
+        "error": error,
+        "parameters": sum(p.numel() for p in [*model.parameters(), *guide.parameters()]),
+        "settings": asdict(settings),
+        "options": {k: v for k, v in asdict(row).items() if k not in ("label", "says")},
+    }
+
+
+def commit() -> str | None:
+    """The commit this code was run from, "-dirty" if changed since; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said.stdout.strip()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON with indentation; numbers that are not finite become null, as JSON has none."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return None
+    return value
