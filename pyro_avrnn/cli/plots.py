@@ -158,11 +158,11 @@ def critic_curves(rows: Metrics, path: Target) -> Path:
     shown = critics[:6]
     figure = _figure(max(6.5, 1.2 + 3.1 * len(shown)), 6.0)
     more = f" (first 6 of {len(critics)} rows)" if len(critics) > 6 else ""
-    figure.suptitle(f"What the critics say, beside the exact distance{more}", fontweight="bold")
+    figure.suptitle(f"What the critics say, beside the closed-form W2{more}", fontweight="bold")
     grid = figure.subplots(2, len(shown), squeeze=False, sharex="col")
     for column, label in enumerate(shown):
         top, bottom = grid[:, column]
-        top.set_title(_shorten(label, 30), color=styles[label].colour, fontweight="bold")
+        top.set_title(_shorten(label, 30), color=_ink(styles[label].colour), fontweight="bold")
         for axes, curves, colour, ls in (
             (top, loss, styles[label].colour, "-"),
             (bottom, w2, _GREY, (0, (4, 2))),
@@ -175,11 +175,11 @@ def critic_curves(rows: Metrics, path: Target) -> Path:
         _tidy(top, "")
         _tidy(bottom, "SVI step")
     grid[0, 0].set_ylabel("critic loss")
-    grid[1, 0].set_ylabel("adversarial loss (distance per frame)")
+    grid[1, 0].set_ylabel("adversarial loss\n(distance, units of z)")
     _legend_below(
         figure,
         [
-            Line2D([], [], color=styles[shown[0]].colour, lw=2, label="critic's number"),
+            Line2D([], [], color=_BLACK, lw=2, label="critic's number (in the row's colour)"),
             Line2D(
                 [], [], color=_GREY, ls=(0, (4, 2)), lw=2, label="closed-form W2 (upper bound)"
             ),
@@ -260,7 +260,7 @@ def latent_posterior(inference_data: Any, path: Target, title: str) -> Path:
 
     def interval(z: Any) -> np.ndarray:
         found = az.hdi(z, **asked)
-        return np.asarray(found if hasattr(found, "values") and found.ndim else found[z.name])
+        return np.asarray(found[z.name] if hasattr(found, "data_vars") else found)
 
     mean = np.asarray(posterior.mean(dim=("chain", "draw")))  # (T, Z)
     deviation = np.asarray(posterior.std(dim=("chain", "draw"))).mean(axis=0)
@@ -345,19 +345,21 @@ def rate_bars(results: Metrics, path: Target) -> Path:
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
     handles: list[Any] = [
-        Patch(facecolor=_GREY, edgecolor=_GREY, label="IWAE"),
-        Patch(facecolor=_pale(_GREY), edgecolor=_GREY, label="ELBO"),
+        Patch(facecolor=_GREY, edgecolor=_GREY, label="left: IWAE"),
+        Patch(facecolor=_pale(_GREY), edgecolor=_GREY, label="left: ELBO"),
     ]
     if baseline is not None:
-        handles.append(Line2D([], [], color=_BLACK, ls="--", lw=1, label="independent dimensions"))
+        handles.append(
+            Line2D([], [], color=_BLACK, ls="--", lw=1, label="left: independent dimensions")
+        )
     if split:
         handles += [
-            Patch(facecolor=_GREY, edgecolor=_GREY, label="information (at most)"),
+            Patch(facecolor=_GREY, edgecolor=_GREY, label="right: information (at most)"),
             Patch(
                 facecolor=_pale(_GREY),
                 edgecolor=_GREY,
                 hatch="////",
-                label="aggregate mismatch (at least)",
+                label="right: aggregate mismatch (at least)",
             ),
         ]
     seeds = max(
@@ -404,14 +406,14 @@ def _values(curves: Curves, label: str) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over a fortieth of the curve, shorter at its ends."""
-    reach = len(values) // 80
+    """Centred moving average over a twentieth of the curve, shorter at its ends."""
+    reach = len(values) // 40
     if reach == 0:
         return values
     total = np.concatenate([[0.0], np.cumsum(values)])
     middle = np.arange(len(values))
-    near = np.minimum(reach, np.minimum(middle, middle[::-1]))
-    return (total[middle + near + 1] - total[middle - near]) / (2 * near + 1)
+    first, after = np.maximum(middle - reach, 0), np.minimum(middle + reach + 1, len(values))
+    return (total[after] - total[first]) / (after - first)
 
 
 def _over_seeds(results: Metrics, label: str, key: str) -> tuple[float, float]:
@@ -446,7 +448,7 @@ def _zoom(
         axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", color=_GREY)
         return
     best = max(ends, key=lambda label: ends[label])
-    reach = 3.0 * max(ends[best] - early[best], 1.0)
+    reach = 1.5 * max(ends[best] - early[best], 1.0)
     near = [label for label in ends if ends[label] >= ends[best] - reach]
     low = max(min(early[label] for label in near), ends[best] - reach)
     seen = [sign * _values(group, label) for group in groups for label in near]
@@ -464,7 +466,7 @@ def _zoom(
             ha="right",
             va="bottom" if sign > 0 else "top",
             fontsize=9,
-            color=styles[label].colour,
+            color=_ink(styles[label].colour),
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 1.5},
             zorder=5,
         )
@@ -565,7 +567,7 @@ def _rate_stack(
     split = False
     for label, place in places.items():
         colour, total = styles[label].colour, totals[label]
-        if math.isnan(total):
+        if math.isnan(total) or total == 0.0:
             _note(axes, 0.0, place, "no KL", _GREY, 0.0, high)
             continue
         parts = [(information[label], colour, ""), (mismatch[label], _pale(colour), "////")]
@@ -575,7 +577,7 @@ def _rate_stack(
             split = True
         start = 0.0
         for (mean, _), face, hatch in parts:
-            shown = min(mean, max(high - start, 0.0))
+            shown = mean * min(1.0, high / total) if total > ceiling else mean
             axes.barh(
                 place, shown, 0.6, left=start, color=face, edgecolor=colour, hatch=hatch, lw=0.8
             )
@@ -624,10 +626,16 @@ def _pale(colour: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def _ink(colour: str) -> str:
+    """The colour for letters on white: black instead of yellow."""
+    return _BLACK if colour == _YELLOW else colour
+
+
 # sequences -------------------------------------------------------------------------------------
 
 _PANELS = ("observed", "one-step prediction", "freely generated")
 _COLOURS = {"observed": _BLACK, "one-step prediction": _BLUE, "freely generated": _GREEN}
+_MAPS = {"observed": "Greys", "one-step prediction": "Blues", "freely generated": "Greens"}
 Clock = tuple[float, str]  # length of a frame, label of the axis
 
 
@@ -635,13 +643,15 @@ def _stack(name: str, value: Any) -> np.ndarray:
     """An array (n, T, X) of floats."""
     if name not in _PANELS:
         raise ValueError(f"panels may hold {', '.join(_PANELS)}, got {name!r}")
-    array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=float)
+    array = np.array(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=float)
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or 0 in array.shape:
         raise ValueError(
             f"panel {name!r} must have shape (T, X) or (n, T, X), got {array.shape}; a model "
             "without this panel leaves it out"
         )
+    with np.errstate(invalid="ignore"):
+        array[~(np.abs(array) < 1e6)] = np.nan  # diverged: left out of the picture
     return array
 
 
@@ -670,6 +680,7 @@ def _lines(arrays: Mapping[str, np.ndarray], clock: Clock) -> Figure:
         handles.append(Line2D([], [], color=_GREEN, lw=1.2, label=label))
     for k in range(features):
         grid[k, 0].set_ylabel(f"feature {k}")
+        _keep_scale(grid[k, 0], {name: array[..., k] for name, array in arrays.items()})
         for axes in grid[k]:
             _tidy(axes, clock[1] if k + 1 == features else "")
     figure.align_ylabels()
@@ -702,11 +713,29 @@ def _with_band(
     return handles
 
 
+def _keep_scale(axes: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+    """Limits by the other panels where one, as of a diverging model, is far off the observed."""
+    finite = {name: array[np.isfinite(array)] for name, array in arrays.items()}
+    if len(seen := finite.get("observed", np.zeros(0))) == 0:
+        return
+    middle, room = (seen.min() + seen.max()) / 2, max(float(np.ptp(seen)), 1e-6)
+    sizes = {name: float(np.abs(v - middle).max(initial=0.0)) for name, v in finite.items()}
+    near = [finite[name] for name, size in sizes.items() if size <= 5 * room]
+    if len(near) < len(finite):
+        low, high = (
+            min(float(v.min()) for v in near if len(v)),
+            max(float(v.max()) for v in near if len(v)),
+        )
+        axes.set_ylim(low - 0.3 * room, high + 0.3 * room)
+
+
 def _waveforms(arrays: Mapping[str, np.ndarray], sample_rate: float) -> Figure:
     """Frames put end to end, (T * X,), one axis a panel."""
     names = [name for name in _PANELS if name in arrays]
     figure = _figure(10.5, 1.2 + 1.8 * len(names))
-    stacked = figure.subplots(len(names), 1, squeeze=False, sharex=True, sharey=True)[:, 0].tolist()
+    stacked = figure.subplots(len(names), 1, squeeze=False, sharex=True, sharey=True)[
+        :, 0
+    ].tolist()
     for axes, name in zip(stacked, names, strict=True):
         array = arrays[name]
         seconds = np.arange(array[0].size) / sample_rate
@@ -721,6 +750,7 @@ def _waveforms(arrays: Mapping[str, np.ndarray], sample_rate: float) -> Figure:
         axes.margins(x=0)
         _tidy(axes, "time (seconds)" if axes is stacked[-1] else "")
         axes.set_ylabel("amplitude")
+    _keep_scale(stacked[0], arrays)
     return figure
 
 
@@ -739,7 +769,7 @@ def _rolls(arrays: Mapping[str, np.ndarray], clock: Clock) -> Figure:
     stacked = figure.subplots(len(names), 1, squeeze=False, sharey=True)[:, 0].tolist()
     for axes, name in zip(stacked, names, strict=True):
         image = arrays[name].mean(axis=0) if name == "one-step prediction" else arrays[name][0]
-        shown = _show_image(axes, image, clock, first, "Greys" if name == "observed" else "Blues")
+        shown = _show_image(axes, image, clock, first, _MAPS[name])
         shown.set_clim(0.0, 1.0)
         axes.set_ylim(*limits)
         title = "predicted one step ahead" if name == "one-step prediction" else name
@@ -757,7 +787,8 @@ def _images(arrays: Mapping[str, np.ndarray], clock: Clock) -> Figure:
     figure = _figure(10.5, 1.3 + 2.2 * len(names))
     stacked = figure.subplots(len(names), 1, squeeze=False)[:, 0].tolist()
     images = [_quantiles(arrays[n])[1] if n == _PANELS[1] else arrays[n][0] for n in names]
-    size = max(float(np.nanquantile(np.abs(image), 0.99)) for image in images) or 1.0
+    finite = [np.abs(image[np.isfinite(image)]) for image in images[:2]]
+    size = max((float(np.quantile(f, 0.99)) for f in finite if len(f)), default=1.0) or 1.0
     for axes, name, image in zip(stacked, names, images, strict=True):
         shown = _show_image(axes, image, clock, 0, "RdBu_r")
         shown.set_clim(-size, size)
@@ -832,8 +863,10 @@ def _tidy(axes: Axes, xlabel: str) -> None:
 
 
 def _legend_below(figure: Figure, handles: Sequence[Any], note: str = "") -> None:
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, min(len(handles), int(figure.get_figwidth() * 9 / (longest + 7))))
+    inches = [0.6 + 0.075 * len(str(handle.get_label())) for handle in handles]
+    width = figure.get_figwidth() - 0.4
+    fitting = len(handles) if sum(inches) <= width else int(width / max(inches))
+    columns = max(1, min(len(handles), fitting))
     figure.legend(
         handles=list(handles),
         loc="outside lower center",
