@@ -101,9 +101,20 @@ def fit(
         ValueError: no batches, or a number out of range.
         NonFiniteLossError: naming step and term; the best parameters are in place.
     """
-    for name, value in (("steps", steps), ("validate_every", validate_every)):
-        if value < 1:
+    for name, value in (
+        ("steps", steps),
+        ("validate_every", validate_every),
+        ("log_every", log_every),
+        ("patience", patience),
+    ):
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if clip_norm is not None and not clip_norm > 0.0:
+        raise ValueError(f"clip_norm must be larger than 0, got {clip_norm}")
+    if lr_schedule is not None and isinstance(svi.optim, PyroLRScheduler):
+        raise ValueError(
+            "lr_schedule and a PyroLRScheduler would both set the learning rate; give one of them"
+        )
     history, started = History(), time.monotonic()
     clock = getattr(svi.loss, "clock", None)
     if isinstance(clock, Clock) and clock.total is None:
@@ -111,13 +122,16 @@ def fit(
     score = _scorer(svi, validation, num_particles, seed)
     best: dict[str, Tensor] | None = None
     kept: list[dict[str, Tensor]] = []
+    sound: tuple[dict[str, Tensor], list[dict[str, Tensor]]] | None = None
     bar = tqdm(total=steps, desc=description, leave=False, disable=progress is not True)
     stale = 0
     try:
         with seeded(seed):
             for step, batch in enumerate(_cycle(batches, steps), start=1):
-                factor = 1.0 if lr_schedule is None else lr_schedule((step - 1) / steps)
+                factor = None if lr_schedule is None else lr_schedule((step - 1) / steps)
                 row = _svi_step(svi, batch, step, clip_norm, factor)
+                if hooks and best is None:  # a hook may break what nothing else has kept yet
+                    sound = _snapshot(), [_copy(module.state_dict()) for module in keep]
                 for hook in hooks:
                     row |= hook(svi.model, svi.guide, *batch)
                 history.steps = step
@@ -143,6 +157,12 @@ def fit(
                 if patience is not None and stale >= patience:
                     history.stopped = f"no better bound in {patience} validations"
                     break
+    except NonFiniteLossError:
+        if best is None and sound is not None and not _all_finite(_snapshot(), keep):
+            best, kept = sound
+            if save_to is not None:
+                save_parameters(save_to, best, about)
+        raise
     except KeyboardInterrupt:
         history.stopped = "interrupted"
         raise
@@ -215,14 +235,15 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> N
 
 
 def _svi_step(
-    svi: SVI, batch: Batch, step: int, clip_norm: float | None, lr_factor: float
+    svi: SVI, batch: Batch, step: int, clip_norm: float | None, lr_factor: float | None
 ) -> dict[str, float]:
     """``SVI.step`` with a look at loss and gradient between backward pass and update."""
     with poutine.trace(param_only=True) as capture:
         loss = svi.loss_and_grads(svi.model, svi.guide, *batch)
-    parameters = {
-        site["value"].unconstrained() for site in capture.trace.nodes.values()
-    }  # fmt: skip
+    # in the order of the sites: a set's order, hence a norm's last bit, would differ by run
+    parameters = list(
+        dict.fromkeys(site["value"].unconstrained() for site in capture.trace.nodes.values())
+    )
     frames = _frames(batch)
     terms = {name: float(value) for name, value in getattr(svi.loss, "terms", {}).items()}
     row = {"loss": torch_item(loss) / frames, **terms}
@@ -243,7 +264,7 @@ def _svi_step(
         for p in parameters:
             if p.grad is not None:
                 p.grad.mul_(clip_norm / norm)
-    if lr_factor != 1.0:
+    if lr_factor is not None:
         _scale_lr(svi, parameters, lr_factor)
     svi.optim(parameters)
     if isinstance(svi.optim, PyroLRScheduler):
@@ -254,6 +275,12 @@ def _svi_step(
 
 
 def _scale_lr(svi: SVI, parameters: Iterable[Tensor], factor: float) -> None:
+    new = {p: p.grad for p in parameters if p not in svi.optim.optim_objs}
+    for p in new:
+        p.grad = None
+    svi.optim(list(new))  # without gradients this makes the optimisers and moves nothing
+    for p, gradient in new.items():
+        p.grad = gradient
     for p in parameters:
         optim = svi.optim.optim_objs.get(p)
         for group in getattr(optim, "param_groups", ()):
@@ -282,7 +309,7 @@ def _cycle(batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
     while done < steps:
         before = done
         for batch in batches:
-            yield batch if isinstance(batch, tuple) else (batch,)
+            yield tuple(batch) if isinstance(batch, tuple | list) else (batch,)
             done += 1
             if done == steps:
                 return
@@ -312,6 +339,11 @@ def _finite(value: float) -> bool:
 
 def _snapshot() -> dict[str, Tensor]:
     return _copy(dict(pyro.get_param_store().named_parameters()))
+
+
+def _all_finite(parameters: dict[str, Tensor], modules: Sequence[torch.nn.Module]) -> bool:
+    tensors = [*parameters.values(), *(p for m in modules for p in m.parameters())]
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -77,6 +77,8 @@ class LSTMCritic(nn.Module):
     ) -> Tensor:
         """Scores ``(T, K, B)``."""
         inputs = z if context is None else broadcast_cat(z, context)
+        if path is z:  # each code's own path: one pass over the sequence scores every step
+            return self.head(self.cell.sequence(inputs)).squeeze(-1)
         memory = self.cell.initial(Size(z.shape[1:-1]))
         if path is not None:
             seen = path if context is None else broadcast_cat(path, context)

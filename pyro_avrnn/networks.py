@@ -162,6 +162,19 @@ class LSTM(Cell):
         """The first half of the memory."""
         return memory[..., : self.h_dim]
 
+    def sequence(self, inputs: Tensor) -> Tensor:
+        """Outputs after every step of inputs ``(T, *batch, in_dim)``: ``(T, *batch, H)``."""
+        length, batch = inputs.shape[0], inputs.shape[1:-1]
+        flat = inputs.reshape(length, -1, self.in_dim)
+        start = flat.new_zeros(1, flat.shape[1], self.h_dim)
+        weights = [
+            getattr(self.cell, f"{kind}_{of}")
+            for kind in ("weight", "bias")
+            for of in ("ih", "hh")
+        ]
+        outputs = torch.lstm(flat, (start, start), weights, True, 1, 0.0, False, False, False)[0]
+        return outputs.reshape(length, *batch, self.h_dim)
+
 
 def _flatten(inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Size]:
     # torch's cells take one batch dimension

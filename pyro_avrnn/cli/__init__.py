@@ -22,12 +22,12 @@ examples:
 rows:
 {rows}
 
-options of a row, as in conditional:weight=0>30@0.5,critic=lstm:
+options of a row, as in conditional:weight=0>30@0.5,critic_dim=32:
   kl, weight        a number, or start>stop@fraction of the run
   view              marginal, trajectory, trajectory_redrawn, conditional, joint
   guide, prior      filtering or residual; conditional or standard
   cell              gru or lstm
-  critic            feedforward or lstm
+  critic            feedforward or lstm (lstm with another constraint than spectral)
   constraint        spectral, gradient_penalty, clip; strength=..., on=z or all
   standardise       true or false: codes in units of the prior's deviation
   critic_steps, critic_lr, critic_dim, adversarial_lr, detach_state, prior_gradient
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(given)
     try:
         return _compare(args, shlex.join(["avrnn", *given]))
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+    except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
         if os.environ.get("AVRNN_TRACEBACK"):
             raise
         print(f"avrnn: error: {error}", file=sys.stderr)
@@ -125,6 +125,15 @@ def _compare(args: argparse.Namespace, command: str) -> int:
         if getattr(args, flag) < 1:
             name = "--" + flag.replace("_", "-")
             raise ValueError(f"{name} must be at least 1, got {getattr(args, flag)}")
+    for flag, least in (
+        ("lr", "more than 0"),
+        ("clip_norm", "more than 0"),
+        ("weight_decay", "at least 0"),
+        ("min_scale", "at least 0"),
+    ):
+        value = getattr(args, flag)
+        if value is not None and not (value > 0.0 or (value == 0.0 and "least" in least)):
+            raise ValueError(f"--{flag.replace('_', '-')} must be {least}, got {value:g}")
     timit = Path(args.data).is_dir() or args.data.lower().endswith(".zip")
     min_scale = args.min_scale
     if min_scale is None:

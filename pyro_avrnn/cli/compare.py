@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,13 @@ def compare(
         "min_scale": settings.min_scale if dataset.kind == "real" else None,
     }
     writable(out)
-    results = _kept(out, rows, seeds, settings) if resume else []
+    facts = {
+        "data": dataset.name,
+        "baseline_per_frame": dataset_facts["baseline_per_frame"],
+        "sequences": len(getattr(dataset, settings.split)),
+        "settings": asdict(settings),
+    }
+    results = _kept(out, rows, seeds, facts) if resume else []
     done = {(r["row"], r["seed"]) for r in results}
     todo = [(r, s) for r in rows for s in seeds if (r.label, s) not in done]
     order = {row.label: i for i, row in enumerate(rows)}
@@ -125,17 +132,21 @@ def row_folder(out: Path, label: str, seed: int) -> Path:
 
 
 def _kept(
-    out: Path, rows: list[Row], seeds: list[int], settings: Settings
+    out: Path, rows: list[Row], seeds: list[int], facts: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Rows of an earlier results.json made with these settings."""
+    """Rows of an earlier results.json made from the same data with the same settings."""
     path = out / "results.json"
     if not path.is_file():
         return []
     try:
         earlier = json.loads(path.read_text())
         wanted = {(row.label, seed) for row in rows for seed in seeds}
-        same = json.loads(json.dumps(asdict(settings)))
-        return [r for r in earlier if (r["row"], r["seed"]) in wanted and r["settings"] == same]
+        same = json.loads(json.dumps(facts))
+        return [
+            r
+            for r in earlier
+            if (r["row"], r["seed"]) in wanted and all(r[k] == v for k, v in same.items())
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a results file of this command; remove it or leave out --resume"
@@ -173,7 +184,13 @@ def _train(
                 ready = {future for future in waiting if future.done()}
                 waiting -= ready
                 for future in ready:
-                    result = future.result()
+                    try:
+                        result = future.result()
+                    except BrokenProcessPool as error:
+                        raise OSError(
+                            "a training's process died, perhaps for want of memory; try --jobs 1 "
+                            "or a smaller --batch-size; finished rows stay, use --resume"
+                        ) from error
                     value = result["iwae_per_frame"]
                     bar.set_postfix_str(f"{result['row']} seed {result['seed']}: {value:.3f}")
                     yield result
@@ -193,15 +210,16 @@ def _start_worker(source: str, options: dict[str, Any], ticks: Any) -> None:
 
 
 def _work(row: Row, seed: int, settings: Settings, folder: Path) -> dict[str, Any]:
-    pending = 0
+    pending = done = 0
 
     def progress(steps: int) -> None:
-        nonlocal pending
+        nonlocal pending, done
         pending += steps
+        done += steps
         if pending >= 10:  # a message a step would cost more than some steps
             _state["ticks"].put(pending)
             pending = 0
 
     result = run(row, seed, _state["data"], settings, folder, progress)
-    _state["ticks"].put(pending + settings.steps - int(result.get("steps") or 0))
+    _state["ticks"].put(pending + settings.steps - done)
     return result

@@ -45,7 +45,13 @@ def write(out: Path, results: list[dict[str, Any]], dataset: Dataset, command: s
     written.append(plots.critic_curves(metrics, out / "critic_curves.png"))
     written.append(plots.rate_bars(results, out / "rate.png"))
     best = max(
-        (r for r in results if r["model"] != "rnn" and not r["error"]),
+        (
+            r
+            for r in results  # null: no validation was finite
+            if r["model"] != "rnn"
+            and not r["error"]
+            and r["validation_iwae_per_frame"] is not None
+        ),
         key=lambda r: r["validation_iwae_per_frame"],
         default=None,
     )

@@ -8,7 +8,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from inference import Ramp
-from pyro_avrnn.critics import VIEWS
+from pyro_avrnn.critics import CRITICS, VIEWS
+from pyro_avrnn.guides import GUIDES
+from pyro_avrnn.networks import CELLS
+from pyro_avrnn.recipes import PRIORS
 
 #: a number, or (start, stop, fraction of the run)
 Weight = float | tuple[float, float, float]
@@ -129,6 +132,10 @@ def parse(text: str) -> Row:
     row = replace(ROWS[name], **values)
     for key, allowed in (
         ("view", [None, *VIEWS]),
+        ("guide", [*GUIDES]),
+        ("prior", [*PRIORS]),
+        ("cell", [*CELLS]),
+        ("critic", [*CRITICS]),
         ("constraint", ["spectral", "gradient_penalty", "clip"]),
         ("on", ["z", "all"]),
     ):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import product
 from typing import Any
 
 import pyro
@@ -13,43 +12,31 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_avrnn import recipes
 from pyro_avrnn.guides import FilteringGuide, ResidualGuide
 from pyro_avrnn.models import VRNN
 from pyro_avrnn.recipes import Recipe
 from pyro_avrnn.rollout import StepDensities
-from pyro_avrnn.sequence import SequenceModel
+from tests.unit.table import (
+    CASES,
+    PROPOSALS,
+    H,
+    X,
+    assert_all_close,
+    gradients,
+    observations,
+    prefix_mask,
+)
 
-X, Z, H = 3, 2, 5
 LENGTHS = (5, 2, 1, 4)
-PROPOSALS: dict[str, dict[str, Any]] = {
-    "filtering": {"guide": "filtering"},
-    "residual": {"guide": "residual", "prior_gradient": True},
-    "residual_stopped": {"guide": "residual", "prior_gradient": False},
-}
-# one table of constructors: a new model or guide earns its checks by a line here
-CASES: dict[str, Callable[[], Recipe]] = {
-    f"rnn-{emission}-{cell}": lambda e=emission, c=cell: recipes.rnn(X, H, e, cell=c)
-    for emission, cell in product(("normal", "bernoulli"), ("gru", "lstm"))
-} | {
-    f"vrnn-{name}-{prior}-{emission}-{cell}": lambda n=name, p=prior, e=emission, c=cell: (
-        recipes.vrnn(X, Z, H, e, prior=p, cell=c, **PROPOSALS[n])
-    )
-    for name, prior, emission, cell in product(
-        PROPOSALS, ("conditional", "standard"), ("normal", "bernoulli"), ("gru", "lstm")
-    )
-}
 TERMS = ("log_prior", "log_emission", "log_proposal")
 
 
-def data(model: SequenceModel, ragged: bool) -> tuple[Tensor, Tensor | None]:
+def data(recipe: Recipe, ragged: bool) -> tuple[Tensor, Tensor | None]:
     """Observations the model can score; ``ragged`` adds a mask and fills padding with NaN."""
-    x = torch.randn(len(LENGTHS), max(LENGTHS), X)
-    if model.expects.startswith("0 and 1"):
-        x = (x > 0).to(x.dtype)
+    x = observations(recipe, len(LENGTHS), max(LENGTHS))
     if not ragged:
         return x, None
-    mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
+    mask = prefix_mask(LENGTHS)
     return torch.where(mask[..., None], x, torch.nan), mask
 
 
@@ -96,48 +83,23 @@ def loop(recipe: Recipe, x: Tensor, mask: Tensor | None, particles: int) -> dict
     }
 
 
-def gradients(recipe: Recipe, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every parameter's gradient of one random linear function of all log-densities, copied.
+def mixed(terms: dict[str, Tensor]) -> Tensor:
+    """One random linear function of all log-densities.
 
     A plain sum would let an error in one density hide behind another; random weights do not.
     """
-    parameters = {
-        f"{part}.{name}": p
-        for part, module in (("model", recipe.model), ("guide", recipe.guide))
-        for name, p in module.named_parameters()
-    }
     generator = torch.Generator().manual_seed(1)
     shape = terms["log_emission"].shape
     total = torch.zeros(())
     for name in TERMS:
         total = total + (torch.randn(shape, generator=generator) * terms[name]).sum()
-    found = torch.autograd.grad(
-        total, list(parameters.values()), retain_graph=True, allow_unused=True
-    )
-    return {
-        name: torch.zeros_like(p) if g is None else g.clone()
-        for (name, p), g in zip(parameters.items(), found, strict=True)
-    }
-
-
-def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Two paths to one number: rtol 1e-10, atol 1e-12 of the tensor's largest entry."""
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        largest = value.abs().max().item() if value.numel() else 0.0
-        torch.testing.assert_close(
-            actual[name],
-            value,
-            rtol=1e-10,
-            atol=1e-12 * largest,
-            msg=lambda text, name=name: f"{name}: {text}",
-        )
+    return total
 
 
 def assert_agree(recipe: Recipe, looped: dict[str, Tensor], rolled: StepDensities) -> None:
     stacked = {name: getattr(rolled, name) for name in (*TERMS, "z")}
-    assert_same(stacked, looped)
-    assert_same(gradients(recipe, stacked), gradients(recipe, looped))
+    assert_all_close(stacked, looped)
+    assert_all_close(gradients(recipe, mixed(stacked)), gradients(recipe, mixed(looped)))
 
 
 @pytest.mark.parametrize("particles", [1, 4])
@@ -147,7 +109,7 @@ def test_loop_and_rollout_agree_in_values_and_gradients(
     case: str, ragged: bool, particles: int
 ) -> None:
     recipe = CASES[case]()
-    x, mask = data(recipe.model, ragged)
+    x, mask = data(recipe, ragged)
     torch.manual_seed(7)
     looped = loop(recipe, x, mask, particles)
     torch.manual_seed(7)
@@ -159,7 +121,7 @@ def test_loop_and_rollout_agree_in_values_and_gradients(
 @pytest.mark.parametrize("proposal", PROPOSALS)
 def test_rollout_scores_given_draws_as_the_loop_does(proposal: str, particles: int) -> None:
     recipe = CASES[f"vrnn-{proposal}-conditional-normal-gru"]()
-    x, mask = data(recipe.model, ragged=True)
+    x, mask = data(recipe, ragged=True)
     looped = loop(recipe, x, mask, particles)
     assert_agree(recipe, looped, recipe.model.rollout(recipe.guide, x, mask, z=looped["z"]))
 
@@ -168,7 +130,7 @@ def test_rollout_scores_given_draws_as_the_loop_does(proposal: str, particles: i
 @pytest.mark.parametrize("case", ["vrnn-filtering-conditional-normal-gru", "rnn-normal-gru"])
 def test_rollout_consumes_the_random_numbers_of_the_guides_loop(case: str, particles: int) -> None:
     recipe = CASES[case]()
-    x, mask = data(recipe.model, ragged=True)
+    x, mask = data(recipe, ragged=True)
     torch.manual_seed(7)
     loop(recipe, x, mask, particles)
     after_loop = torch.rand(())
@@ -180,7 +142,7 @@ def test_rollout_consumes_the_random_numbers_of_the_guides_loop(case: str, parti
 @pytest.mark.parametrize("case", ["vrnn-residual-conditional-bernoulli-lstm", "rnn-normal-lstm"])
 def test_site_names_are_counted_from_one(case: str) -> None:
     recipe = CASES[case]()
-    x, _ = data(recipe.model, ragged=False)
+    x, _ = data(recipe, ragged=False)
     model, guide = traces(recipe, x, None, 1)
     steps = range(1, x.shape[1] + 1)
     latents = [f"z_{t}" for t in steps] if recipe.model.z_dim else []
@@ -193,7 +155,7 @@ def test_site_names_are_counted_from_one(case: str) -> None:
 @pytest.mark.parametrize("case", ["vrnn-filtering-standard-normal-lstm", "rnn-bernoulli-gru"])
 def test_shapes_of_a_rollout(case: str, particles: int) -> None:
     recipe = CASES[case]()
-    x, mask = data(recipe.model, ragged=True)
+    x, mask = data(recipe, ragged=True)
     d = recipe.model.rollout(recipe.guide, x, mask, particles)
     size, length = x.shape[:2]
     stacked = (length, particles, size)
@@ -209,12 +171,12 @@ def test_shapes_of_a_rollout(case: str, particles: int) -> None:
 @pytest.mark.parametrize("case", ["vrnn-residual-conditional-normal-lstm", "rnn-normal-gru"])
 def test_particles_given_apart_score_as_together(case: str) -> None:
     recipe = CASES[case]()
-    x, mask = data(recipe.model, ragged=True)
+    x, mask = data(recipe, ragged=True)
     together = recipe.model.rollout(recipe.guide, x, mask, num_particles=3)
     apart = [
         recipe.model.rollout(recipe.guide, x, mask, z=z[:, None]) for z in together.z.unbind(1)
     ]
-    assert_same(
+    assert_all_close(
         {name: torch.cat([getattr(d, name) for d in apart], dim=1) for name in TERMS},
         {name: getattr(together, name) for name in TERMS},
     )
@@ -222,7 +184,7 @@ def test_particles_given_apart_score_as_together(case: str) -> None:
 
 def test_the_log_weight_is_model_minus_guide() -> None:
     recipe = CASES["vrnn-filtering-conditional-normal-gru"]()
-    x, mask = data(recipe.model, ragged=True)
+    x, mask = data(recipe, ragged=True)
     torch.manual_seed(7)
     model, guide = traces(recipe, x, mask, 4)
     torch.manual_seed(7)
@@ -233,7 +195,7 @@ def test_the_log_weight_is_model_minus_guide() -> None:
 
 def test_a_bare_rollout_leaves_the_parameter_store_alone() -> None:
     recipe = CASES["vrnn-filtering-conditional-normal-gru"]()
-    x, mask = data(recipe.model, ragged=True)
+    x, mask = data(recipe, ragged=True)
     recipe.model.rollout(recipe.guide, x, mask)
     assert not list(pyro.get_param_store().keys())
 
@@ -281,7 +243,7 @@ def _faulty(fault: type) -> Recipe:
 )
 def test_the_comparison_rejects_a_planted_fault(fault: type, seen_in: str) -> None:
     recipe = _faulty(fault)
-    x, mask = data(recipe.model, ragged=True)
+    x, mask = data(recipe, ragged=True)
     torch.manual_seed(7)
     looped = loop(recipe, x, mask, 4)
     torch.manual_seed(7)
@@ -292,7 +254,7 @@ def test_the_comparison_rejects_a_planted_fault(fault: type, seen_in: str) -> No
 
 def test_the_comparison_rejects_a_mask_shifted_by_one() -> None:
     recipe = CASES["vrnn-filtering-conditional-normal-gru"]()
-    x, mask = data(recipe.model, ragged=True)
+    x, mask = data(recipe, ragged=True)
     torch.manual_seed(7)
     looped = loop(recipe, x, mask, 1)
     shifted = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)

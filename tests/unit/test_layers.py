@@ -1,0 +1,135 @@
+"""Who imports whom, read from the source; and nothing on disk is ever unpickled."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for package in ("inference", "pyro_avrnn")
+    for path in (ROOT / package).rglob("*.py")
+)
+PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
+    """Top-level package of every import, and whether it stands inside a function."""
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = ["." * node.level + (node.module or "")]
+        elif isinstance(node, ast.Call) and _called(node) in ("__import__", "import_module"):
+            names = [a.value for a in node.args[:1] if isinstance(a, ast.Constant)]
+        for name in names:
+            yield name.split(".")[0], id(node) in inside
+
+
+def _called(node: ast.Call) -> str:
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
+
+
+def faults(path: str, source: str) -> list[str]:
+    """What this file does that its place in the layers forbids."""
+    tree = ast.parse(source)
+    package = path.split("/")[0]
+    found = []
+    for name, in_function in imports(tree):
+        if name == "":
+            found.append("a relative import, which this check cannot follow")
+        if package == "inference" and name == "pyro_avrnn":
+            found.append("inference imports pyro_avrnn")
+        if (
+            package == "pyro_avrnn"
+            and name == "inference"
+            and not path.startswith("pyro_avrnn/cli/")
+        ):
+            found.append("outside cli, pyro_avrnn imports inference")
+        allowed = path == "inference/arviz_adapter.py" or (
+            path == "pyro_avrnn/cli/plots.py" and in_function
+        )
+        if name.startswith("arviz") and not allowed:
+            found.append("imports arviz")
+        if name in PICKLERS:
+            found.append(f"imports {name}")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        pickles = given.get("allow_pickle")
+        if pickles is not None and getattr(pickles, "value", True) is not False:
+            found.append("allows numpy to unpickle")
+        if ast.unparse(node.func) == "torch.load":
+            only = given.get("weights_only")
+            if getattr(only, "value", None) is not True:
+                found.append("torch.load without weights_only=True")
+        if _called(node) == "read_pickle":
+            found.append("reads a pickle")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "torch":
+            found += ["imports torch.load by itself" for a in node.names if a.name == "load"]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_file_keeps_to_its_layer(path: str) -> None:
+    assert not faults(path, (ROOT / path).read_text())
+
+
+def test_all_files_are_read() -> None:
+    assert {"inference/training.py", "pyro_avrnn/sequence.py", "pyro_avrnn/cli/runs.py"} < {*FILES}
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("inference/training.py", "import pyro_avrnn"),
+        ("inference/training.py", "def f():\n    from pyro_avrnn.data import load"),
+        ("inference/training.py", "if TYPE_CHECKING:\n    import pyro_avrnn.recipes as r"),
+        ("inference/training.py", "import importlib\nimportlib.import_module('pyro_avrnn.data')"),
+        ("inference/training.py", "from . import traces"),
+        ("pyro_avrnn/sequence.py", "from inference import fit"),
+        ("pyro_avrnn/models/vrnn.py", "import numpy, inference.traces"),
+        ("pyro_avrnn/clique.py", "import inference"),
+        ("inference/evaluation.py", "import arviz as az"),
+        ("inference/evaluation.py", "def f():\n    import arviz_base"),
+        ("pyro_avrnn/cli/plots.py", "import arviz as az"),
+        ("pyro_avrnn/cli/report.py", "def f():\n    import arviz as az"),
+        ("pyro_avrnn/data/npz.py", "import pickle"),
+        ("pyro_avrnn/data/npz.py", "from pickle import loads"),
+        ("pyro_avrnn/data/npz.py", "np.load(path, allow_pickle=True)"),
+        ("pyro_avrnn/data/npz.py", "np.load(path, allow_pickle=flag)"),
+        ("inference/training.py", "torch.load(path)"),
+        ("inference/training.py", "torch.load(path, weights_only=False)"),
+        ("inference/training.py", "torch.load(path, weights_only=safe)"),
+        ("inference/training.py", "from torch import load"),
+        ("pyro_avrnn/data/npz.py", "pandas.read_pickle(path)"),
+    ],
+)
+def test_the_check_rejects_a_planted_fault(path: str, source: str) -> None:
+    assert faults(path, source)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("inference/training.py", "from inference.traces import step_densities"),
+        ("pyro_avrnn/cli/runs.py", "from inference import fit"),
+        ("inference/arviz_adapter.py", "import arviz as az"),
+        ("pyro_avrnn/cli/plots.py", "def f():\n    import arviz as az"),
+        ("pyro_avrnn/data/npz.py", "np.load(path, allow_pickle=False)"),
+        ("inference/training.py", "torch.load(path, weights_only=True)"),
+    ],
+)
+def test_the_check_accepts_what_is_allowed(path: str, source: str) -> None:
+    assert not faults(path, source)
