@@ -7,12 +7,13 @@ from inference.adversarial import Adversarial, Alternating
 from inference.arviz_adapter import to_arviz
 from inference.divergences import clip, gradient_penalty, spectral, wasserstein
 from inference.evaluation import Evaluation, evaluate
+from inference.files import load_parameters
 from inference.information import rate_split
 from inference.objectives import ELBO, RegularisedELBO, elbo, iwae
 from inference.random import seeded
 from inference.schedules import Clock, Ramp
 from inference.traces import step_densities
-from inference.training import NonFiniteLossError, fit, load_parameters
+from inference.training import NonFiniteLossError, fit
 
 __all__ = [
     "ELBO",

@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from pyro.infer import Predictive
 from torch import Tensor
@@ -65,7 +66,9 @@ def to_arviz(
         if d.emission is None:
             raise NotImplementedError("the emission must be given as one distribution over time")
         predictive = d.emission.sample()
-        free = Predictive(model, num_samples=draws, parallel=True)(None, mask)
+        store = pyro.get_param_store()
+        with store.scope(store.get_state()):  # what the model registers here is not to stay
+            free = Predictive(model, num_samples=draws, parallel=True)(None, mask)
     length = x.shape[1]
     groups: dict[str, dict[str, np.ndarray]] = {
         "posterior": {"z": _draws_first(d.z)},

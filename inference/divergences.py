@@ -102,9 +102,11 @@ def gradient_penalty(
         z = between(prior.z, posterior.z).requires_grad_()
         context, path = prior.context, prior.path
         inputs = [z]
-        if _own_paths(prior, posterior):
-            path = between(*(side.path for side in (prior, posterior) if side.path is not None))
-            inputs.append(path.requires_grad_())
+        own_paths = _own_paths(prior, posterior)
+        if own_paths:
+            assert prior.path is not None and posterior.path is not None
+            path = between(prior.path, posterior.path).requires_grad_()
+            inputs.append(path)
         if context is not None:
             context = context.detach()
             if on == "all":
@@ -115,7 +117,7 @@ def gradient_penalty(
             # gradient of the sum holds each step's own slope
             observed = scores.where(mask.expand_as(scores), 0.0).sum()
             slopes = list(torch.autograd.grad(observed, inputs, create_graph=True))
-            if len(slopes) > 1 and inputs[1] is path:  # the same code, scored and as the past
+            if own_paths:  # z and path are the same codes, once scored and once as the past
                 slopes[:2] = [slopes[0] + slopes[1]]
             square = torch.cat(slopes, dim=-1).square().sum(dim=-1)
         slope = (square + 1e-12).sqrt()[mask.expand_as(square)]
@@ -126,7 +128,10 @@ def gradient_penalty(
 
 
 def spectral() -> Constraint:
-    """The critic's own spectral normalisation. Source: Miyato et al. (2018)."""
+    """The critic's own spectral normalisation. Source: Miyato et al. (2018).
+
+    Where the two sides have paths of their own, the critic must be normalised in those too.
+    """
 
     def check(critic: nn.Module) -> None:
         if getattr(critic, "lipschitz", None) is None:

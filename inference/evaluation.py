@@ -91,7 +91,7 @@ def evaluate(
     with seeded(seed):
         for i in range(0, len(x), batch_size):
             xs, masks = x[i : i + batch_size], mask[i : i + batch_size]
-            masks = masks[:, : int(masks.sum(dim=1).max())]
+            masks = masks[:, : max(int(masks.sum(dim=1).max()), 1)]
             d = step_densities(
                 model, guide, xs[:, : masks.shape[1]], masks, num_particles=num_particles
             )

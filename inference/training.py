@@ -1,12 +1,10 @@
 """``fit``, the one training loop: SVI steps, hooks between them, and what a long run needs."""
 
-import csv
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -18,6 +16,7 @@ from pyro.optim import PyroLRScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from inference.files import save_parameters, write_csv
 from inference.objectives import iwae
 from inference.protocols import Hook
 from inference.random import seeded
@@ -88,7 +87,7 @@ def fit(
         log_every: SVI steps between rows of metrics.
         metrics: CSV file for the rows.
         save_to: file for the best parameters, written atomically at every improvement;
-            :func:`load_parameters` reads it.
+            :func:`~inference.files.load_parameters` reads it.
         about: plain values stored beside them.
         progress: a bar (True), none (False), or a function called with the number of steps
             just done.
@@ -120,9 +119,7 @@ def fit(
     if isinstance(clock, Clock) and clock.total is None:
         clock.total = steps
     score = _scorer(svi, validation, num_particles, seed)
-    best: dict[str, Tensor] | None = None
-    kept: list[dict[str, Tensor]] = []
-    sound: tuple[dict[str, Tensor], list[dict[str, Tensor]]] | None = None
+    best = _Keeper(keep, save_to, about)
     bar = tqdm(total=steps, desc=description, leave=False, disable=progress is not True)
     stale = 0
     try:
@@ -130,8 +127,8 @@ def fit(
             for step, batch in enumerate(_cycle(batches, steps), start=1):
                 factor = None if lr_schedule is None else lr_schedule((step - 1) / steps)
                 row = _svi_step(svi, batch, step, clip_norm, factor)
-                if hooks and best is None:  # a hook may break what nothing else has kept yet
-                    sound = _snapshot(), [_copy(module.state_dict()) for module in keep]
+                if hooks and not history.best_step:  # a hook may break what nobody has kept yet
+                    best.take()
                 for hook in hooks:
                     row |= hook(svi.model, svi.guide, *batch)
                 history.steps = step
@@ -140,10 +137,8 @@ def fit(
                     bound = row["validation_bound"] = score()
                     if bound > history.best_bound:
                         history.best_bound, history.best_step, stale = bound, step, 0
-                        best = _snapshot()
-                        kept = [_copy(module.state_dict()) for module in keep]
-                        if save_to is not None:
-                            save_parameters(save_to, best, about)
+                        best.take()
+                        best.write()
                     else:
                         stale += 1
                     bar.set_postfix(bound=f"{bound:.3f}", best=f"{history.best_bound:.3f}")
@@ -157,81 +152,20 @@ def fit(
                 if patience is not None and stale >= patience:
                     history.stopped = f"no better bound in {patience} validations"
                     break
-    except NonFiniteLossError:
-        if best is None and sound is not None and not _all_finite(_snapshot(), keep):
-            best, kept = sound
-            if save_to is not None:
-                save_parameters(save_to, best, about)
-        raise
     except KeyboardInterrupt:
         history.stopped = "interrupted"
         raise
     finally:
         bar.close()
         history.seconds = time.monotonic() - started
-        if best is None and history.steps:
-            best = _snapshot()
-            if save_to is not None:
-                save_parameters(save_to, best, about)
-        if best is not None:
-            _restore(best)
-        for module, state in zip(keep, kept, strict=False):
-            module.load_state_dict(state)
+        if not history.best_step and history.steps:  # the last parameters are all there is
+            if best.all_finite():
+                best.take()
+            best.write()
+        best.restore()
         if metrics is not None and history.rows:
             write_csv(metrics, history.rows)
     return history
-
-
-def save_parameters(
-    path: str | os.PathLike[str], parameters: dict[str, Tensor], about: dict[str, Any] | None
-) -> None:
-    """Write named tensors and plain values beside them, atomically."""
-    content = {"about": about or {}, "parameters": parameters}
-    _atomically(path, lambda temporary: torch.save(content, temporary))
-
-
-def load_parameters(path: str | os.PathLike[str], model: Any, guide: Any) -> dict[str, Any]:
-    """Load what ``fit(save_to=...)`` wrote into a model and guide that are modules.
-
-    Nothing is unpickled: tensors and plain values only.
-
-    Returns:
-        The plain values stored beside the parameters.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file of another kind, a damaged one, or one of other modules.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no parameters at {path}; give a file that fit(save_to=) wrote")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        for prefix, module in (("model", model), ("guide", guide)):
-            state = {
-                name.removeprefix(f"{prefix}$$$"): value
-                for name, value in content["parameters"].items()
-                if name.startswith(f"{prefix}$$$")
-            }
-            module.load_state_dict(state)
-    except Exception as error:
-        raise ValueError(
-            f"{path} does not hold parameters of this model and guide, or is damaged "
-            f"({type(error).__name__}); give a file that fit(save_to=) wrote for them"
-        ) from error
-    return content["about"]
-
-
-def write_csv(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> None:
-    """Rows as CSV with the union of their columns, in order of appearance, atomically."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-
-    def write(temporary: str) -> None:
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    _atomically(path, write)
 
 
 def _svi_step(
@@ -251,12 +185,14 @@ def _svi_step(
         torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
         / frames
     )
-    bad = [name for name, value in {**terms, "loss": row["loss"]}.items() if not _finite(value)]
-    if bad or not _finite(norm):
+    bad = [
+        name for name, value in {**terms, "loss": row["loss"]}.items() if not math.isfinite(value)
+    ]
+    if bad or not math.isfinite(norm):
         zero_grads(parameters)
         raise NonFiniteLossError(
             f"training stopped at step {step}: {bad[0] if bad else 'the gradient'} is "
-            f"{terms.get(bad[0], row['loss']) if bad else norm}; the best parameters before it "
+            f"{row[bad[0]] if bad else norm}; the best parameters before it "
             "are kept. Try a smaller learning rate, gradient clipping (clip_norm), or a larger "
             "floor under the scales (min_scale)"
         )
@@ -299,7 +235,7 @@ def _scorer(
         with seeded(0 if seed is None else seed):
             densities = step_densities(svi.model, svi.guide, *batch, num_particles=particles)
         value = float(iwae(densities.log_weight).sum()) / frames
-        return value if _finite(value) else -math.inf
+        return value if math.isfinite(value) else -math.inf
 
     return score
 
@@ -326,42 +262,51 @@ def _frames(batch: Batch) -> float:
 
 def _check_metrics(row: dict[str, float], step: int) -> None:
     for name, value in row.items():
-        if name != "validation_bound" and not _finite(value):
+        if name != "validation_bound" and not math.isfinite(value):
             raise NonFiniteLossError(
                 f"training stopped at step {step}: {name} is {value} after the hooks; the best "
                 "parameters before it are kept. Try a smaller learning rate of the critic"
             )
 
 
-def _finite(value: float) -> bool:
-    return math.isfinite(value)
+class _Keeper:
+    """The best parameters so far, of the store and of further modules; a file of the former."""
 
+    def __init__(
+        self,
+        modules: Sequence[torch.nn.Module],
+        save_to: str | os.PathLike[str] | None,
+        about: dict[str, Any] | None,
+    ) -> None:
+        self.modules, self.save_to, self.about = modules, save_to, about
+        self.parameters: dict[str, Tensor] = {}
+        self.states: list[dict[str, Tensor]] = []
 
-def _snapshot() -> dict[str, Tensor]:
-    return _copy(dict(pyro.get_param_store().named_parameters()))
+    def take(self) -> None:
+        """Keep what is there now."""
+        self.parameters = _copy(dict(pyro.get_param_store().named_parameters()))
+        self.states = [_copy(module.state_dict()) for module in self.modules]
 
+    def write(self) -> None:
+        """Write what was kept to the file, if there is to be one."""
+        if self.save_to is not None:
+            save_parameters(self.save_to, self.parameters, self.about)
 
-def _all_finite(parameters: dict[str, Tensor], modules: Sequence[torch.nn.Module]) -> bool:
-    tensors = [*parameters.values(), *(p for m in modules for p in m.parameters())]
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put what was kept back in place."""
+        for name, p in pyro.get_param_store().named_parameters():
+            if name in self.parameters:
+                p.copy_(self.parameters[name])
+        for module, state in zip(self.modules, self.states, strict=False):
+            module.load_state_dict(state)
+
+    def all_finite(self) -> bool:
+        """Whether the parameters there now are numbers."""
+        stored = [p for _, p in pyro.get_param_store().named_parameters()]
+        further = [p for module in self.modules for p in module.parameters()]
+        return all(bool(p.isfinite().all()) for p in [*stored, *further])
 
 
 def _copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-@torch.no_grad()
-def _restore(parameters: dict[str, Tensor]) -> None:
-    for name, p in pyro.get_param_store().named_parameters():
-        if name in parameters:
-            p.copy_(parameters[name])
-
-
-def _atomically(path: str | os.PathLike[str], write: Callable[[str], Any]) -> None:
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        write(str(temporary))
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inference import seeded, step_densities, to_arviz
-from inference.training import write_csv
+from inference.files import write_csv
 from pyro_avrnn import recipes
 from pyro_avrnn.cli import plots
 from pyro_avrnn.data import Dataset

@@ -60,6 +60,12 @@ class Row:
 
 _ANNEALED = (0.0, 1.0, 0.5)
 
+
+def _on(view: str) -> str:
+    # where the two sides have paths of their own, the critic must be Lipschitz in those too
+    return "all" if view == "trajectory_redrawn" else "z"
+
+
 ROWS: dict[str, Row] = {
     row.label: row
     for row in (
@@ -88,6 +94,7 @@ ROWS: dict[str, Row] = {
                 view=view,
                 kl=0.0,
                 weight=(0.0, 10.0, 0.5),
+                on=_on(view),
             )
             for view in VIEWS
         ),
@@ -99,6 +106,7 @@ ROWS: dict[str, Row] = {
                 view=view,
                 kl=_ANNEALED,
                 weight=(0.0, 1.0, 0.5),
+                on=_on(view),
             )
             for view in VIEWS
         ),

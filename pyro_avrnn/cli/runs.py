@@ -172,6 +172,7 @@ def run(
                 lr_schedule=(lambda at: 1.0 - 0.9 * at) if settings.lr_decay else None,
                 keep=[] if parts.recipe.critic is None else [parts.recipe.critic],
                 seed=seed,
+                log_every=max(settings.steps // 50, 1),
                 metrics=folder / "metrics.csv",
                 progress=progress,
             )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference.adversarial import Adversarial, View
 from inference.divergences import (
@@ -215,3 +215,33 @@ def test_the_check_rejects_a_conditional_critic_that_is_not_given_h() -> None:
 def test_the_check_rejects_a_flip_measured_without_a_constraint() -> None:
     distance = trained(flip, "conditional", NO_CONSTRAINT, steps=200, lr=1e-2)
     assert not calibrated(distance, 2.0, within=0.05)
+
+
+class LinearCritic(nn.Module):
+    """Scores a z_t + b z_{t-1}, whose slopes are known; z_0 = 0."""
+
+    def __init__(self, a: float, b: float) -> None:
+        super().__init__()
+        self.a, self.b = a, b
+
+    def forward(self, z: Tensor, context: Tensor | None, path: Tensor) -> Tensor:
+        past = torch.cat([torch.zeros_like(path[:1]), path[:-1]])
+        return (self.a * z + self.b * past).squeeze(-1)
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize("own_paths", [False, True])
+def test_the_penalty_is_that_of_the_slope_in_each_code(own_paths: bool, two_sided: bool) -> None:
+    a, b, length = 0.7, 0.6, 4
+    prior, posterior = torch.randn(2, length, 1, 3, 1)
+    path = torch.randn(length, 1, 3, 1)
+    sides = [Codes(z, path=z if own_paths else path) for z in (prior, posterior)]
+    lengths = [4, 2, 1]
+    mask = (torch.arange(length)[:, None] < torch.tensor(lengths)).unsqueeze(1)
+    constraint = gradient_penalty(3.0, two_sided=two_sided)
+    cost = constraint.cost(LinearCritic(a, b), *sides, mask)
+    # a code is scored at its step, and is the past of the next one where there is one; a path
+    # that both sides share is a given
+    slopes = [a + b * (own_paths and t < n) for n in lengths for t in range(1, n + 1)]
+    excess = [s - 1 if two_sided else max(s - 1, 0.0) for s in slopes]
+    assert float(cost) == pytest.approx(3.0 * sum(e * e for e in excess) / len(excess), rel=1e-10)

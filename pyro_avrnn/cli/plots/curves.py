@@ -1,0 +1,166 @@
+"""Metrics against SVI steps: do the rows learn, and what do their critics say meanwhile?"""
+
+import math
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from pyro_avrnn.cli.plots import style
+from pyro_avrnn.cli.plots.style import Table, Target
+
+Curve = tuple[np.ndarray, np.ndarray]  # steps, values
+Curves = dict[str, list[Curve]]  # by row, one for each seed
+
+_MOST_CRITICS = 6  # columns that still read
+_MOST_NOTES = 6  # rows off the scale that are named
+
+
+def learning_curves(rows: Table, path: Target) -> Path:
+    """Reconstruction loss and ELBO against SVI steps: the paper's figure 2.
+
+    Rows that end far away from the best do not set the scale; a line of text says where they are.
+
+    Args:
+        rows: metrics of all trainings, dicts with ``row``, ``seed``, ``step``,
+            ``reconstruction`` and ``elbo`` (nats per frame, larger is better) and where
+            validated ``validation_bound`` (nats per frame); what is not finite is left out.
+        path: PNG to write; returned.
+
+    Source: Huang and Xiao (2021), https://arxiv.org/abs/2108.04496, figure 2.
+    """
+    styles = style.row_styles(row["row"] for row in rows)
+    picture = style.figure(11.5, 4.5, "Learning curves")
+    left, right = picture.subplots(1, 2)
+    left.set_title("Reconstruction loss, training batches (lower is better)")
+    left.set_ylabel("minus reconstruction (nats per frame)")
+    right.set_title("ELBO and validation bound (higher is better)")
+    right.set_ylabel("bound (nats per frame)")
+    loss = _curves(rows, "reconstruction", -1.0)
+    bound, valid = _curves(rows, "elbo"), _curves(rows, "validation_bound")
+    groups = ((left, loss, "-"), (right, bound, "-"), (right, valid, style.DASHED))
+    for axes, curves, dashes in groups:
+        for label, (colour, marker) in styles.items():
+            for steps, values in curves.get(label, []):
+                (line,) = axes.plot(steps, values, color=colour, ls=dashes, lw=1.1, marker=marker)
+                line.set(markersize=3.5, markevery=max(1, len(steps) // 10))
+    _zoom(left, loss, {}, "loss", -1.0)
+    _zoom(right, bound, valid, "ELBO", 1.0)
+    for axes in (left, right):
+        style.tidy(axes, "SVI step")
+    handles = [
+        *(style.line(label, look.colour, marker=look.marker) for label, look in styles.items()),
+        style.line("training batches", style.GREY),
+        style.line("validation", style.GREY, ls=style.DASHED),
+    ]
+    style.legend_below(picture, handles, "moving averages over a twentieth of the run")
+    return style.save(picture, path)
+
+
+def critic_curves(rows: Table, path: Target) -> Path:
+    """Critic loss and adversarial loss beside the closed-form W2: the paper's figure 3.
+
+    W2 between the normals p(z_t | h_t) and q(z_t | x_t, h_t), averaged over frames, bounds the
+    number of a 1-Lipschitz critic of single steps from above. A clipped critic has a scale of
+    its own, and one that is fed redrawn paths is not bounded by it.
+
+    Args:
+        rows: as for :func:`learning_curves`, with ``critic_loss``, ``critic_penalty`` or
+            ``critic_distance``, and ``closed_form_w2``; the first 6 rows with a critic are drawn.
+        path: PNG to write; returned.
+
+    Source: Huang and Xiao (2021), https://arxiv.org/abs/2108.04496, figure 3.
+    """
+    styles = style.row_styles(row["row"] for row in rows)
+    loss, w2 = _curves(rows, "critic_loss"), _curves(rows, "closed_form_w2")
+    number = _curves(rows, "critic_distance") | _curves(rows, "critic_penalty")
+    critics = [label for label in styles if label in loss]
+    if not critics:
+        return style.save(style.figure(6.5, 0.6, "No row of this comparison has a critic."), path)
+    shown = critics[:_MOST_CRITICS]
+    more = f" (first {len(shown)} of {len(critics)} rows)" if len(critics) > len(shown) else ""
+    title = f"What the critics say, beside the closed-form W2{more}"
+    picture = style.figure(max(6.5, 1.2 + 3.1 * len(shown)), 5.8, title)
+    grid = picture.subplots(2, len(shown), squeeze=False, sharex="col")
+    for (top, bottom), label in zip(grid.T, shown, strict=True):
+        colour = styles[label].colour
+        top.set_title(style.fold(label), color=colour, fontsize=10, fontweight="bold")
+        for steps, values in loss[label]:
+            top.plot(steps, values, color=colour, lw=1.2)
+        for steps, values in w2.get(label, []):
+            bottom.plot(steps, values, color=style.GREY, ls=style.DASHED, lw=1.2)
+        for steps, values in number.get(label, []):
+            bottom.plot(steps, values, color=colour, lw=1.2)
+        _symlog(bottom, number.get(label, []) + w2.get(label, []))
+        bottom.axhline(0.0, color=style.BLACK, lw=0.6, zorder=0)
+        style.tidy(top)
+        style.tidy(bottom, "SVI step")
+    grid[0, 0].set_ylabel("critic loss")
+    grid[1, 0].set_ylabel("adversarial loss\n(distance, units of z)")
+    handles = [
+        style.line("critic's number (in the row's colour)", style.BLACK),
+        style.line("closed-form W2 (upper bound)", style.GREY, ls=style.DASHED),
+    ]
+    note = "W2 bounds 1-Lipschitz critics of single steps; a clipped critic has a scale of its own"
+    style.legend_below(picture, handles, note)
+    return style.save(picture, path)
+
+
+def _curves(rows: Table, key: str, sign: float = 1.0) -> Curves:
+    """Moving averages of the finite values times ``sign``, in order of step."""
+    points: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for row in rows:
+        if not math.isnan(value := style.finite(row.get(key))):
+            seeds = points.setdefault(row["row"], {})
+            seeds.setdefault(row["seed"], []).append((row["step"], sign * value))
+    curves: Curves = {label: [] for label in points}
+    for label, seeds in points.items():
+        for found in seeds.values():
+            steps, values = np.array(sorted(found)).T
+            curves[label].append((steps, _smooth(values)))
+    return curves
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Centred moving average over a twentieth of the curve, shorter at its ends."""
+    window = np.ones(1 + 2 * (len(values) // 40))
+    counts = np.convolve(np.ones(len(values)), window, "same")
+    return np.convolve(values, window, "same") / counts
+
+
+def _zoom(axes: Axes, curves: Curves, valid: Curves, what: str, sign: float) -> None:
+    """Limits by the rows that end near the best; a note on where each of the others ends.
+
+    ``sign`` is 1 where larger is better, -1 where smaller is; below, larger always is.
+    """
+    ends, starts = {}, {}
+    for label, seeds in curves.items():
+        ends[label] = sign * fmean(v[-max(1, len(v) // 20) :].mean() for _, v in seeds)
+        starts[label] = min(np.quantile(sign * v, 0.08) for _, v in seeds)
+    if not ends:
+        return
+    best = max(ends, key=lambda label: ends[label])
+    floor = ends[best] - 1.5 * max(ends[best] - starts[best], 1.0)
+    near = [label for label in ends if ends[label] >= floor]
+    notes = [f"{k}: {style.show(sign * end)}" for k, end in ends.items() if k not in near]
+    if len(notes) > _MOST_NOTES:
+        notes[_MOST_NOTES:] = [f"and {len(notes) - _MOST_NOTES} more rows"]
+    if notes:
+        notes.insert(0, f"off scale, {what} at the end:")
+    drawn = [v for group in (curves, valid) for label in near for _, v in group.get(label, [])]
+    low = max(floor, min(starts[label] for label in near))
+    high = max((sign * v).max() for v in drawn)
+    room = max(high - low, 1e-3)
+    low, high = low - room * (0.05 + 0.06 * len(notes)), high + 0.05 * room
+    axes.set_ylim(*sorted((sign * low, sign * high)))
+    y, side = (0.02, "bottom") if sign > 0 else (0.98, "top")
+    text = axes.text(0.985, y, "\n".join(notes), ha="right", va=side, transform=axes.transAxes)
+    text.set(fontsize=8.5, bbox=style.PAPER, zorder=5)
+
+
+def _symlog(axes: Axes, seeds: list[Curve]) -> None:
+    """A symmetric logarithmic y axis where the curves are of very different size."""
+    sizes = [s for _, values in seeds if (s := float(np.median(np.abs(values)))) > 0]
+    if sizes and max(sizes) >= 30 * min(sizes):
+        axes.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(min(sizes))))

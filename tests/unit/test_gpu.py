@@ -1,0 +1,63 @@
+import copy
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI
+
+from inference import (
+    Adversarial,
+    RegularisedELBO,
+    evaluate,
+    fit,
+    gradient_penalty,
+    to_arviz,
+    wasserstein,
+)
+from pyro_avrnn import recipes
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_rollout_on_the_gpu_equals_the_cpu_s(cell: str) -> None:
+    here = recipes.vrnn(3, 2, 8, cell=cell, guide="residual")
+    there = copy.deepcopy(here)
+    there.model.cuda()
+    there.guide.cuda()
+    x, z = torch.randn(4, 6, 3), torch.randn(6, 5, 4, 2)
+    mask = torch.arange(6) < torch.tensor([[6], [3], [1], [5]])
+    a = here.model.rollout(here.guide, x, mask, z=z).log_weight
+    b = there.model.rollout(there.guide, x.cuda(), mask.cuda(), z=z.cuda()).log_weight
+    torch.testing.assert_close(a, b.cpu(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("view", ["conditional", "trajectory"])
+def test_adversarial_training_and_diagnostics_run_on_the_gpu(view: str) -> None:
+    r = recipes.avrnn(3, 2, 8, view=view, critic="lstm", critic_dim=8)
+    assert r.critic is not None
+    for module in (r.model, r.guide, r.critic):
+        module.cuda()
+    adversarial = Adversarial(r.critic, view=view, divergence=wasserstein(gradient_penalty()))
+    x = torch.randn(8, 5, 3, device="cuda")
+    mask = torch.ones(8, 5, dtype=torch.bool, device="cuda")
+    svi = SVI(r.model, r.guide, pyro.optim.Adam({"lr": 1e-3}), RegularisedELBO([adversarial]))
+    history = fit(
+        svi,
+        [(x, mask)],
+        steps=4,
+        hooks=[adversarial.update],
+        validation=(x, mask),
+        validate_every=2,
+        seed=0,
+        progress=False,
+    )
+    assert history.steps == 4
+    found = evaluate(
+        r.model, r.guide, x, mask, num_particles=25, adversarial=adversarial, train=(x, mask)
+    )
+    assert found.frames == 40
+    assert to_arviz(r.model, r.guide, x[0], draws=10) is not None
