@@ -65,10 +65,13 @@ def main() -> None:
     for warning in caught:
         if "Pareto" in str(warning.message):
             print(f"as expected, LOO warns: {warning.message}")
-    axes = az.plot_ppc(posterior, var_names=["x"], num_pp_samples=50, random_seed=0)
-    figure = axes.figure if hasattr(axes, "figure") else axes.flat[0].figure
-    figure.suptitle("Posterior predictive: all features of one sequence, given draws of q")
-    figure.savefig(args.out / "posterior_predictive.png", dpi=130)
+    if hasattr(az, "plot_ppc"):
+        axes = az.plot_ppc(posterior, var_names=["x"], num_pp_samples=50, random_seed=0)
+        figure = axes.figure if hasattr(axes, "figure") else axes.flat[0].figure
+        figure.suptitle("Posterior predictive: all features of one sequence, given draws of q")
+        figure.savefig(args.out / "posterior_predictive.png", dpi=130)
+    else:  # arviz 1.x
+        az.plot_ppc_dist(posterior).savefig(str(args.out / "posterior_predictive.png"))
     print(f"written: {args.out / 'posterior.nc'}, {args.out / 'posterior_predictive.png'}")
 
 

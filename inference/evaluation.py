@@ -161,10 +161,10 @@ def _pieces(d: Any, adversarial: Adversarial | None) -> dict[str, Tensor]:
         "kl": rate(d),
         "ess": effective_sample_size(total),
     }
-    if total.shape[0] >= 25:
-        pieces["pareto_k"] = pareto_k(total)
     if d.z.shape[-1] == 0:
         return pieces
+    if total.shape[0] >= 25:
+        pieces["pareto_k"] = pareto_k(total)
     try:
         (loc_q, scale_q), (loc_p, scale_p) = map(normal_parameters, (d.proposal, d.prior))
     except NotImplementedError:

@@ -34,13 +34,19 @@ def load_parameters(path: str | os.PathLike[str], model: Any, guide: Any) -> dic
         raise FileNotFoundError(f"no parameters at {path}; give a file that fit(save_to=) wrote")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        states = []
         for prefix, module in (("model", model), ("guide", guide)):
             state = {
                 name.removeprefix(f"{prefix}$$$"): value
                 for name, value in content["parameters"].items()
                 if name.startswith(f"{prefix}$$$")
             }
-            module.load_state_dict(state)
+            here = {name: value.shape for name, value in module.named_parameters()}
+            if here != {name: value.shape for name, value in state.items()}:
+                raise ValueError(f"another {prefix}")
+            states.append((module, state))
+        for module, state in states:  # both fit: nothing is left half loaded
+            module.load_state_dict(state, strict=False)
     except Exception as error:
         raise ValueError(
             f"{path} does not hold parameters of this model and guide, or is damaged "

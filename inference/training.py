@@ -289,7 +289,7 @@ class _Keeper:
 
     def write(self) -> None:
         """Write what was kept to the file, if there is to be one."""
-        if self.save_to is not None:
+        if self.save_to is not None and self.parameters:
             save_parameters(self.save_to, self.parameters, self.about)
 
     @torch.no_grad()

@@ -38,12 +38,14 @@ def pareto_k(log_weight: Tensor) -> Tensor:
     if tail < 5:
         raise ValueError(f"k-hat needs num_particles of at least 25, got {num_particles}")
     ordered = log_weight.double().sort(dim=0, descending=True).values
+    # weights that differ by round-off alone have no tail
+    same = 1e-9 + 8 * torch.finfo(log_weight.dtype).eps * log_weight.abs().amax(dim=0)
     values = []
-    for column in (ordered - ordered[0]).unbind(dim=1):
+    for column, round_off in zip((ordered - ordered[0]).unbind(dim=1), same.tolist(), strict=True):
         excess = (column[:tail].exp() - column[tail].exp()).flip(0)
         spread = float(column[0] - column[-1])
-        if not math.isfinite(spread) or float(excess[0]) <= 0 or spread < 1e-9:
-            values.append(math.nan if spread < 1e-9 else math.inf)
+        if not math.isfinite(spread) or float(excess[0]) <= 0 or spread < round_off:
+            values.append(math.nan if spread < round_off else math.inf)
         else:
             values.append(fit_generalized_pareto(excess)[0])
     return torch.tensor(values, device=log_weight.device)

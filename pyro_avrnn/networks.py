@@ -21,10 +21,18 @@ def broadcast_cat(*tensors: Tensor) -> Tensor:
     Returns:
         Shape ``(*batch, F_1 + F_2 + ...)``.
     """
-    if all(t.shape[:-1] == tensors[0].shape[:-1] for t in tensors):
-        return torch.cat(tensors, dim=-1)
-    batch = torch.broadcast_shapes(*(t.shape[:-1] for t in tensors))
-    return torch.cat([t.expand(*batch, t.shape[-1]) for t in tensors], dim=-1)
+    batch = _common(*(t.shape[:-1] for t in tensors))
+    return torch.cat(
+        [t if t.shape[:-1] == batch else t.expand(*batch, t.shape[-1]) for t in tensors], dim=-1
+    )
+
+
+def _common(*shapes: Size) -> Size:
+    """``torch.broadcast_shapes``, without its cost where one shape ends in all the others."""
+    longest = max(shapes, key=len)
+    if all(not shape or longest[-len(shape) :] == shape for shape in shapes):
+        return longest
+    return torch.broadcast_shapes(*shapes)
 
 
 class MLP(nn.Sequential):
@@ -178,12 +186,12 @@ class LSTM(Cell):
 
 def _flatten(inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Size]:
     # torch's cells take one batch dimension
-    batch = torch.broadcast_shapes(inputs.shape[:-1], memory.shape[:-1])
-    return (
-        inputs.expand(*batch, -1).reshape(-1, inputs.shape[-1]),
-        memory.expand(*batch, -1).reshape(-1, memory.shape[-1]),
-        batch,
-    )
+    batch = _common(inputs.shape[:-1], memory.shape[:-1])
+    flat = [
+        (t if t.shape[:-1] == batch else t.expand(*batch, -1)).reshape(-1, t.shape[-1])
+        for t in (inputs, memory)
+    ]
+    return flat[0], flat[1], batch
 
 
 CELLS: dict[str, type[Cell]] = {"gru": GRU, "lstm": LSTM}

@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
         if os.environ.get("AVRNN_TRACEBACK"):
             raise
-        print(f"avrnn: error: {error}", file=sys.stderr)
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        print(f"avrnn: error: {first}", file=sys.stderr)
         return 2
 
 
@@ -116,7 +117,7 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="trainings at the same time, one thread each (default: %(default)s)",
     )
     where.add_argument(
-        "--resume", action="store_true", help="keep rows in --out made with the same settings"
+        "--resume", action="store_true", help="keep the rows in --out and train what is missing"
     )
 
 

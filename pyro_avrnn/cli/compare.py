@@ -46,7 +46,8 @@ def compare(
         out: folder for results; made if absent.
         options: of ``data.load``.
         jobs: trainings at the same time, one thread each.
-        resume: keep rows already in ``out/results.json`` if made with the same settings.
+        resume: keep what ``out/results.json`` has, made from this data with these settings;
+            without it, an earlier file is set aside as ``results.previous.json``.
         command: as the user gave it, for the report.
 
     Returns:
@@ -70,10 +71,13 @@ def compare(
         "sequences": len(getattr(dataset, settings.split)),
         "settings": asdict(settings),
     }
-    results = _kept(out, rows, seeds, facts) if resume else []
+    results = _kept(out, facts) if resume else []
+    if not resume and (out / "results.json").is_file():
+        (out / "results.json").replace(out / "results.previous.json")
     done = {(r["row"], r["seed"]) for r in results}
     todo = [(r, s) for r in rows for s in seeds if (r.label, s) not in done]
-    order = {row.label: i for i, row in enumerate(rows)}
+    labels = [*(row.label for row in rows), *(r["row"] for r in results)]
+    order = {label: i for i, label in enumerate(dict.fromkeys(labels))}
 
     def write() -> None:
         results.sort(key=lambda r: (order[r["row"]], r["seed"]))
@@ -131,26 +135,26 @@ def row_folder(out: Path, label: str, seed: int) -> Path:
     return out / "rows" / f"{safe}-seed{seed}"
 
 
-def _kept(
-    out: Path, rows: list[Row], seeds: list[int], facts: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Rows of an earlier results.json made from the same data with the same settings."""
+def _kept(out: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Finished rows of an earlier results.json, all made from this data with these settings."""
     path = out / "results.json"
     if not path.is_file():
         return []
+    same = json.loads(json.dumps(facts))
     try:
-        earlier = json.loads(path.read_text())
-        wanted = {(row.label, seed) for row in rows for seed in seeds}
-        same = json.loads(json.dumps(facts))
-        return [
-            r
-            for r in earlier
-            if (r["row"], r["seed"]) in wanted and all(r[k] == v for k, v in same.items())
-        ]
+        earlier = [r for r in json.loads(path.read_text()) if not r["error"]]
+        others = [r["row"] for r in earlier if any(r[k] != v for k, v in same.items())]
+        places = [row_folder(out, r["row"], r["seed"]) for r in earlier]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a results file of this command; remove it or leave out --resume"
         ) from error
+    if others:
+        raise ValueError(
+            f"--resume: {path} holds row {others[0]!r} made from other data or with other "
+            "settings; give them again, or another --out"
+        )
+    return [r for r, place in zip(earlier, places, strict=True) if place.is_dir()]
 
 
 def _train(

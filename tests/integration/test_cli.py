@@ -133,14 +133,21 @@ def test_all_kinds_of_rows_resume_and_extend(
     kept = [r for r in second if r["row"] in rows and r["seed"] == 0]
     assert kept == first  # seconds and all: nothing was trained again
     assert "2 seeds (0, 1)" in capsys.readouterr().out
-    # other settings, or other data under the same name: nothing is kept
-    base[base.index("6")] = "7"
+    # fewer rows than before: none is lost
     assert main(["compare", *base, "--rows", "elbo", "--resume"]) == 0
-    assert [r["steps"] for r in read(tmp_path / "out")] == [7]
-    before = read(tmp_path / "out")[0]["iwae_per_frame"]
+    assert len(read(tmp_path / "out")) == len(second)
+    # other settings, or other data under the same name: refused, nothing is touched
+    capsys.readouterr()
+    said = refused([*base, "--rows", "elbo", "--resume", "--lr", "0.01"], capsys)
+    assert "made from other data or with other settings" in said
     small_npz(source, x=np.random.default_rng(1).normal(size=(12, 6, 3)))
-    assert main(["compare", *base, "--rows", "elbo", "--resume"]) == 0
-    assert read(tmp_path / "out")[0]["iwae_per_frame"] != before
+    said = refused([*base, "--rows", "elbo", "--resume"], capsys)
+    assert "made from other data or with other settings" in said
+    assert len(read(tmp_path / "out")) == len(second)
+    # without --resume the earlier results are set aside
+    assert main(["compare", *base, "--rows", "elbo"]) == 0
+    assert len(read(tmp_path / "out")) == 1
+    assert len(json.loads((tmp_path / "out" / "results.previous.json").read_text())) == len(second)
 
 
 def test_the_same_command_gives_the_same_numbers(tmp_path: Path, serial: None) -> None:
