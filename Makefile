@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/demo
+PYRO_AVRNN_DATA ?= ../shared/data
+TIMIT ?= $(PYRO_AVRNN_DATA)/timit.zip
 
 .PHONY: demo test lint vowels timit tune-vowels tune-timit clean
 
@@ -44,6 +46,16 @@ ROWS := rnn elbo elbo-annealed alternating alternating:guide=filtering,adversari
 vowels: .venv/.installed  ## the table on vowels: 3 seeds
 	$(BIN)/avrnn compare --data vowels --seeds 3 --resume \
 		--out examples/results/vowels --rows $(call quoted,$(ROWS))
+
+# On TIMIT a frame has 200 samples, so a nat of the KL is small beside the reconstruction.
+SPEECH := --data $(TIMIT) --segment 100 --steps 800 --z-dim 16 --batch-size 32 --lr 0.001 --resume
+LOUD := weight=30 weight=0>100@0.5 weight=0>1000@0.5
+SPOKEN := $(filter-out %@1,$(RAMPS)) $(filter-out \
+	alternating:adversarial_lr=0.0005,$(PAPER)) $(LOUD:%=conditional:%) $(LOUD:%=joint:%) \
+	$(foreach w,1 10 100,conditional+kl:weight=0>$(w)@0.5 joint+kl:weight=0>$(w)@0.5)
+tune-timit: .venv/.installed  ## 3 candidates a training, validation speakers, 1 seed
+	$(BIN)/avrnn compare $(SPEECH) --split valid --first-seed 100 \
+		--out examples/results/tune-timit --rows $(call quoted,$(SPOKEN))
 
 clean:
 	rm -rf .venv runs
