@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pyro_avrnn import data
 from pyro_avrnn.cli import report
 from pyro_avrnn.cli.rows import Row
-from pyro_avrnn.cli.runs import Settings, run, write_json
+from pyro_avrnn.cli.runs import Settings, row_folder, run, write_json
 
 _state: dict[str, Any] = {}  # of a worker process: its data and where to report progress
 
@@ -127,12 +127,6 @@ def writable(folder: Path) -> None:
             f"--out {folder} is not a folder that can be written to ({error.strerror}); "
             "give another one"
         ) from error
-
-
-def row_folder(out: Path, label: str, seed: int) -> Path:
-    """Where a training's parameters and metrics lie."""
-    safe = "".join(c if c.isalnum() or c in "+-_=." else "_" for c in label)
-    return out / "rows" / f"{safe}-seed{seed}"
 
 
 def _kept(out: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:

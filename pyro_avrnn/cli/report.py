@@ -13,6 +13,7 @@ from inference import seeded, step_densities, to_arviz
 from inference.files import write_csv
 from pyro_avrnn import recipes
 from pyro_avrnn.cli import plots
+from pyro_avrnn.cli.runs import row_folder
 from pyro_avrnn.data import Dataset
 
 SHORT = 1000  # steps below which a run is called short
@@ -107,8 +108,6 @@ def look(out: Path, best: dict[str, Any], dataset: Dataset) -> list[Path]:
 
     The sequence is the one of median length in the reported split, without its padding.
     """
-    from pyro_avrnn.cli.compare import row_folder
-
     recipe = recipes.load(row_folder(out, best["row"], best["seed"]) / "parameters.pt")
     split = getattr(dataset, best["split"])
     index = int(split.lengths.argsort()[len(split) // 2])
@@ -174,8 +173,6 @@ def _cell(values: list[Any]) -> str:
 
 
 def _metrics(out: Path, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    from pyro_avrnn.cli.compare import row_folder
-
     rows: list[dict[str, Any]] = []
     for r in results:
         path = row_folder(out, r["row"], r["seed"]) / "metrics.csv"

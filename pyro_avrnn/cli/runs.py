@@ -215,6 +215,12 @@ def run(
     }
 
 
+def row_folder(out: Path, label: str, seed: int) -> Path:
+    """Where a training's parameters and metrics lie."""
+    safe = "".join(c if c.isalnum() or c in "+-_=." else "_" for c in label)
+    return out / "rows" / f"{safe}-seed{seed}"
+
+
 def commit() -> str | None:
     """The commit this code was run from, "-dirty" if changed since; None outside a checkout."""
     here = Path(__file__).parent

@@ -17,9 +17,8 @@ import torch
 
 from pyro_avrnn import data, recipes
 from pyro_avrnn.cli import main
-from pyro_avrnn.cli.compare import row_folder
 from pyro_avrnn.cli.rows import ROWS, parse
-from pyro_avrnn.cli.runs import Settings, build, run, write_json
+from pyro_avrnn.cli.runs import Settings, build, row_folder, run, write_json
 
 # the module; the package's attribute of that name is the function
 COMPARE = sys.modules["pyro_avrnn.cli.compare"]
