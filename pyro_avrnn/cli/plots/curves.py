@@ -42,9 +42,12 @@ def learning_curves(rows: Table, path: Target) -> Path:
     groups = ((left, loss, "-"), (right, bound, "-"), (right, valid, style.DASHED))
     for axes, curves, dashes in groups:
         for label, (colour, marker) in styles.items():
-            for steps, values in curves.get(label, []):
-                (line,) = axes.plot(steps, values, color=colour, ls=dashes, lw=1.1, marker=marker)
-                line.set(markersize=3.5, markevery=max(1, len(steps) // 10))
+            seeds = curves.get(label, [])
+            for steps, values in seeds if len(seeds) > 1 else []:
+                axes.plot(steps, values, color=colour, ls=dashes, lw=0.5, alpha=0.3)
+            for steps, values in _mean(seeds):
+                (line,) = axes.plot(steps, values, color=colour, ls=dashes, lw=1.5, marker=marker)
+                line.set(markersize=4, markevery=max(1, len(steps) // 10))
     _zoom(left, loss, {}, "loss", -1.0)
     _zoom(right, bound, valid, "ELBO", 1.0)
     for axes in (left, right):
@@ -54,7 +57,9 @@ def learning_curves(rows: Table, path: Target) -> Path:
         style.line("training batches", style.GREY),
         style.line("validation", style.GREY, ls=style.DASHED),
     ]
-    style.legend_below(picture, handles, "moving averages over a twentieth of the run")
+    many = any(len(seeds) > 1 for seeds in loss.values())
+    note = "mean over seeds, each seed faint; " if many else ""
+    style.legend_below(picture, handles, f"{note}moving averages over a twentieth of the run")
     return style.save(picture, path)
 
 
@@ -120,6 +125,15 @@ def _curves(rows: Table, key: str, sign: float = 1.0) -> Curves:
             steps, values = np.array(sorted(found)).T
             curves[label].append((steps, _smooth(values)))
     return curves
+
+
+def _mean(seeds: list[Curve]) -> list[Curve]:
+    """Mean over seeds at the steps they share, as one curve; none of none."""
+    if not seeds:
+        return []
+    shared = sorted(set.intersection(*(set(steps.tolist()) for steps, _ in seeds)))
+    values = [v[np.isin(steps, shared)] for steps, v in seeds]
+    return [(np.array(shared), np.mean(values, axis=0))]
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

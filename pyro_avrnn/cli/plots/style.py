@@ -60,7 +60,9 @@ def show(value: float) -> str:
 
 def fold(label: str) -> str:
     """A row's label on as many lines as it takes: rows may differ in their last option."""
-    return "\n".join(textwrap.wrap(label.replace(",", ", "), 30, break_on_hyphens=False))
+    parts = label.replace(",", ", ").replace(":", ": ")
+    lines = textwrap.wrap(parts, 30, break_on_hyphens=False)
+    return "\n".join(line.replace(": ", ":") for line in lines)
 
 
 def figure(width: float, height: float, title: str) -> Figure:
