@@ -27,6 +27,7 @@ _COLUMNS = (
     ("mismatch >=", "aggregate_mismatch_at_least"),
     ("W2", "closed_form_w2_per_frame"),
     ("critic", "critic_distance_per_frame"),
+    ("prior scale", "prior_scale"),
     ("active", "active_units"),
     ("k-hat", "pareto_k_median"),
     ("best step", "best_step"),
@@ -73,6 +74,7 @@ def table(results: list[dict[str, Any]], command: str) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
     seeds = sorted({r["seed"] for r in results})
+    commits = ", ".join(dict.fromkeys(str(r["commit"]) for r in results))
     floor = f", scale floor {first['min_scale']:g}" if first["min_scale"] is not None else ""
     notes = [
         f"Data {first['data']}, split {first['split']}: {first['sequences']} sequences, "
@@ -86,8 +88,9 @@ def table(results: list[dict[str, Any]], command: str) -> str:
         "learnt nothing.",
         "KL splits into information (upper bound) and aggregate mismatch (lower bound), read on "
         "held-out sequences; W2 is the closed form, an upper bound of what a one-step critic "
-        "estimates; k-hat above 0.7: the bound's own estimate is unreliable for single sequences.",
-        f"Made by `{command}` at commit {first['commit']}.",
+        "estimates; prior scale is the average deviation of p(z_t | h_t), with which distances "
+        "shrink; k-hat above 0.7: the bound's own estimate is unreliable for single sequences.",
+        f"Made by `{command}` at commit {commits}.",
     ]
     if settings["steps"] < SHORT:
         notes.insert(
@@ -166,7 +169,7 @@ def _cell(values: list[Any]) -> str:
     if not numbers:
         return "-"
     digits = 0 if abs(fmean(numbers)) >= 100 else 2
-    mean = f"{fmean(numbers):.{digits}f}"
+    mean = f"{fmean(numbers):.{digits}f}".replace("-0.00", "0.00")
     if len(numbers) == 1:
         return mean
     return f"{mean} ± {stdev(numbers):.{digits}f}"
