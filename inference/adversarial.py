@@ -171,7 +171,7 @@ class Adversarial:
             self.divergence.constraint.project(self.critic)
             metrics = {f"{self.name}_loss": loss.item(), f"{self.name}_distance": distance.item()}
         self.optim.zero_grad(set_to_none=True)
-        return metrics | closed_forms(densities)
+        return metrics | closed_forms(densities, standardise=self.standardise)
 
     @torch.no_grad()
     def distance(self, densities: StepDensities) -> float:
@@ -251,10 +251,15 @@ class Alternating:
         return metrics | {f"{self.adversarial.name}_penalty": loss.item()}
 
 
-def closed_forms(densities: StepDensities) -> dict[str, float]:
-    """Exact KL and W2 between proposal and prior, averages over observed frames, if normal."""
+def closed_forms(densities: StepDensities, *, standardise: bool = False) -> dict[str, float]:
+    """Exact KL and W2 between proposal and prior, averages over observed frames, if normal.
+
+    Args:
+        densities: of one rollout.
+        standardise: W2 in units of the prior's deviation, as a critic of such codes sees it.
+    """
     try:
-        kl, w2 = analytic_kl(densities), wasserstein2(densities)
+        kl, w2 = analytic_kl(densities), wasserstein2(densities, standardise=standardise)
     except NotImplementedError:
         return {}
     count = densities.mask.expand_as(kl).sum()

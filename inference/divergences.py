@@ -165,17 +165,22 @@ def wasserstein(constraint: Constraint | None = None) -> Divergence:
     )
 
 
-def wasserstein2(densities: StepDensities) -> Tensor:
+def wasserstein2(densities: StepDensities, *, standardise: bool = False) -> Tensor:
     """W2 between proposal and prior of every step in closed form, ``(T, K, B)``, 0 if padded.
 
     The square is ||mu_q - mu_p||^2 + ||sigma_q - sigma_p||^2 for diagonal normals.
+
+    Args:
+        densities: of one rollout.
+        standardise: in units of the prior's deviation, dimension by dimension.
 
     Raises:
         NotImplementedError: other families.
     """
     q, p = normal_parameters(densities.proposal), normal_parameters(densities.prior)
-    square = sum(((a - b).square().sum(dim=-1) for a, b in zip(q, p, strict=True)))
-    return torch.as_tensor(square).sqrt().where(densities.mask, 0.0)
+    unit = p[1] if standardise else torch.ones_like(p[1])
+    square = torch.stack([((a - b) / unit).square() for a, b in zip(q, p, strict=True)])
+    return square.sum(dim=(0, -1)).sqrt().where(densities.mask, 0.0)
 
 
 def normal_parameters(distribution: Any) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,7 @@ def evaluate(
         num_particles: K of the importance-weighted bound; k-hat needs 25.
         batch_size: sequences scored at once, which bounds memory.
         seed: of all draws.
-        adversarial: its critic's distance is put beside the closed forms.
+        adversarial: its critic's distance is put beside the closed forms, W2 in its units.
         train: x and mask the models were trained on; with them the rate is split into
             information and aggregate mismatch, as bounds.
         active_above: a latent dimension is active where the posterior mean's shift from the
@@ -170,10 +170,11 @@ def _pieces(d: Any, adversarial: Adversarial | None) -> dict[str, Tensor]:
     except NotImplementedError:
         return pieces
     observed = d.mask.unsqueeze(-1)
+    units = adversarial is not None and adversarial.standardise  # those of the critic's number
     shift = ((loc_q - loc_p) / scale_p).where(observed, 0.0)
     pieces |= {
         "closed_form_kl": analytic_kl(d).sum(dim=0).mean(dim=0),
-        "closed_form_w2": wasserstein2(d).sum(dim=0).mean(dim=0),
+        "closed_form_w2": wasserstein2(d, standardise=units).sum(dim=0).mean(dim=0),
         "prior_scale": scale_p.where(observed, 0.0).mean(dim=-1).sum(dim=0).mean(dim=0),
         "proposal_scale": scale_q.where(observed, 0.0).mean(dim=-1).sum(dim=0).mean(dim=0),
         "shift": shift.sum(dim=0).mean(dim=0),

@@ -1,6 +1,10 @@
+import pytest
 import torch
 from torch.func import functional_call
 
+from inference.adversarial import closed_forms
+from inference.divergences import normal_parameters, wasserstein2
+from pyro_avrnn import recipes
 from pyro_avrnn.critics import GroupSort, LSTMCritic
 
 
@@ -32,3 +36,16 @@ def test_group_sort_keeps_the_norm_of_values_and_gradient() -> None:
     g = torch.randn_like(y)
     (gradient,) = torch.autograd.grad(y, x, g)
     torch.testing.assert_close(gradient.norm(dim=-1), g.norm(dim=-1))
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_closed_form_w2_stands_in_the_units_of_the_critics_number(standardise: bool) -> None:
+    r = recipes.vrnn(3, 2, 5)
+    d = r.model.rollout(r.guide, torch.randn(4, 6, 3))
+    (mu_q, sigma_q), (mu_p, sigma_p) = (normal_parameters(f) for f in (d.proposal, d.prior))
+    unit = sigma_p if standardise else 1.0
+    expected = torch.cat([(mu_q - mu_p) / unit, (sigma_q - sigma_p) / unit], dim=-1).norm(dim=-1)
+    found = wasserstein2(d, standardise=standardise)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    value = closed_forms(d, standardise=standardise)["closed_form_w2"]
+    assert value == pytest.approx(expected.mean().item(), rel=1e-10)
