@@ -28,7 +28,8 @@ def pareto_k(log_weight: Tensor) -> Tensor:
         log_weight: ``(K, B)``, summed over steps, K at least 25.
 
     Returns:
-        ``(B,)``; NaN where all weights are equal (the guide is exact there).
+        ``(B,)``; NaN where all weights are equal (the guide is exact there), infinity where
+        one weight is larger than the others by more than numbers can tell.
 
     Raises:
         ValueError: fewer than 25 particles.
@@ -43,9 +44,10 @@ def pareto_k(log_weight: Tensor) -> Tensor:
     values = []
     for column, round_off in zip((ordered - ordered[0]).unbind(dim=1), same.tolist(), strict=True):
         excess = (column[:tail].exp() - column[tail].exp()).flip(0)
-        spread = float(column[0] - column[-1])
-        if not math.isfinite(spread) or float(excess[0]) <= 0 or spread < round_off:
-            values.append(math.nan if spread < round_off else math.inf)
+        if float(column[0] - column[-1]) < round_off:
+            values.append(math.nan)
+        elif not float(excess[tail // 4]) > 1e-30:  # one weight has it all: no tail to fit
+            values.append(math.inf)
         else:
             values.append(fit_generalized_pareto(excess)[0])
     return torch.tensor(values, device=log_weight.device)

@@ -411,3 +411,10 @@ def test_with_training_data_the_rate_is_split() -> None:
     assert found.aggregate_mismatch_at_least is not None
     assert found.information_at_most is not None and found.information_at_most >= 0.0
     assert found.aggregate_mismatch_at_least >= 0.0
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 300.0, 1e4, 1e8])
+def test_weights_of_any_spread_have_a_k_hat(scale: float) -> None:
+    k = pareto_k(torch.randn(64, 200) * scale)
+    assert not k.isnan().any() and bool((k > -1.0).all())
+    assert float(k.median()) > (0.2 if scale == 1.0 else 2.0)
