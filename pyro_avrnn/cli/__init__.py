@@ -16,13 +16,13 @@ examples:
   avrnn compare                                   vowels, 1 seed, 1,500 steps a row
   avrnn compare --steps 300 --out runs/short      a quick look
   avrnn compare --data timit.zip --segment 100 --seeds 3
-  avrnn compare --rows rnn elbo-annealed conditional:weight=0>30@0.5 joint+kl
+  avrnn compare --rows rnn elbo-annealed 'conditional:weight=0>30@0.5' joint+kl
   avrnn compare --schedules joint --views conditional joint trajectory
 
 rows:
 {rows}
 
-options of a row, as in conditional:weight=0>30@0.5,critic_dim=32:
+options of a row, as in 'conditional:weight=0>30@0.5,critic_dim=32' (quote it: > is the shell's):
   kl, weight        a number, or start>stop@fraction of the run
   view              marginal, trajectory, trajectory_redrawn, conditional, joint
   guide, prior      filtering or residual; conditional or standard
@@ -83,7 +83,7 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         nargs="+",
         metavar="VIEW",
         default=["conditional", "joint"],
-        help="what joint-schedule critics see, if --rows is not given (default: %(default)s)",
+        help="what joint-schedule critics see, if --rows is not given (default: conditional joint)",
     )
     what.add_argument("--seeds", type=int, default=1, help="number of seeds (default: 1)")
     what.add_argument("--first-seed", type=int, default=0, help="the first seed (default: 0)")
