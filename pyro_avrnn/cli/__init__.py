@@ -83,7 +83,8 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         nargs="+",
         metavar="VIEW",
         default=["conditional", "joint"],
-        help="what joint-schedule critics see, if --rows is not given (default: conditional joint)",
+        help="what joint-schedule critics see, if --rows is not given "
+        "(default: conditional joint)",
     )
     what.add_argument("--seeds", type=int, default=1, help="number of seeds (default: 1)")
     what.add_argument("--first-seed", type=int, default=0, help="the first seed (default: 0)")
