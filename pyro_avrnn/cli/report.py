@@ -16,7 +16,7 @@ from pyro_avrnn.cli import plots
 from pyro_avrnn.cli.runs import row_folder
 from pyro_avrnn.data import Dataset
 
-SHORT = 1000  # steps below which a run is called short
+SHORT = 500  # steps below which a run is called short
 
 _COLUMNS = (
     ("IWAE-{K}", "iwae_per_frame"),
