@@ -57,17 +57,18 @@ def compare(
         ValueError, OSError: bad input, in one sentence.
     """
     dataset = data.load(source, **options)
-    dataset_facts = {
-        "baseline_per_frame": data.independent_baseline(dataset),
-        "mean": torch.as_tensor(dataset.mean).tolist(),
-        "std": torch.as_tensor(dataset.std).tolist(),
-        "kind": dataset.kind,
+    # what the densities depend on beside the model: every row carries it
+    scale = {k: torch.as_tensor(getattr(dataset, k)).tolist() for k in ("mean", "std")}
+    about = {
+        "standardisation": scale,
         "min_scale": settings.min_scale if dataset.kind == "real" else None,
+        "baseline_per_frame": data.independent_baseline(dataset),
+        "command": command,
     }
     writable(out)
     facts = {
         "data": dataset.name,
-        "baseline_per_frame": dataset_facts["baseline_per_frame"],
+        "baseline_per_frame": about["baseline_per_frame"],
         "sequences": len(getattr(dataset, settings.split)),
         "settings": asdict(settings),
     }
@@ -85,17 +86,7 @@ def compare(
 
     try:
         for result in _train(todo, source, options, settings, out, jobs):
-            # the densities depend on these, so every row carries them
-            standardisation = {k: dataset_facts[k] for k in ("mean", "std")}
-            results.append(
-                result
-                | {
-                    "standardisation": standardisation,
-                    "min_scale": dataset_facts["min_scale"],
-                    "baseline_per_frame": dataset_facts["baseline_per_frame"],
-                    "command": command,
-                }
-            )
+            results.append(result | about)
             write()
     except KeyboardInterrupt:
         print(
