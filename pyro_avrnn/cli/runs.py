@@ -222,19 +222,23 @@ def row_folder(out: Path, label: str, seed: int) -> Path:
 
 
 def commit() -> str | None:
-    """The commit this code was run from, "-dirty" if changed since; None outside a checkout."""
-    here = Path(__file__).parent
+    """The commit this code was run from, "-dirty" if it was changed since; None if unknown.
+
+    Code is what counts: results that lie in the same checkout may change.
+    """
+    here = Path(__file__).parents[2]
+    code = ["pyro_avrnn", "inference"]
     try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
+        head, changed = (
+            subprocess.run(["git", *what], cwd=here, capture_output=True, text=True, check=True)
+            for what in (
+                ["rev-parse", "--short=12", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no", "--", *code],
+            )
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return said.stdout.strip()
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
 
 
 def write_json(path: Path, content: Any) -> None:
