@@ -59,7 +59,7 @@ tune-timit: .venv/.installed  ## 3 candidates a training, validation speakers, 1
 
 timit: .venv/.installed  ## the table on TIMIT: 3 seeds
 	$(BIN)/avrnn compare $(SPEECH) --seeds 3 --out examples/results/timit \
-		--rows $(call quoted,rnn elbo elbo-annealed alternating conditional:weight=30 \
+		--rows $(call quoted,rnn elbo elbo-annealed $(firstword $(PAPER)) $(lastword $(PAPER)) conditional:weight=30 \
 		joint:weight=30 conditional+kl:weight=0>1@0.5 joint+kl:weight=0>100@0.5)
 
 clean:
