@@ -75,7 +75,8 @@ def rate_split(
             return bound * torch.tanh(classifier(seen).squeeze(-1) / bound)
 
         optim = torch.optim.AdamW(classifier.parameters(), lr=3e-3, weight_decay=1e-2)
-        best, best_loss = None, float("inf")
+        # where densities are no numbers nothing below is better, and the result is NaN
+        best, best_loss = classifier.state_dict(), float("inf")
         for i in range(steps + 1):
             if i % 20 == 0:
                 with torch.no_grad():
@@ -92,7 +93,6 @@ def rate_split(
             optim.zero_grad(set_to_none=True)
             cross_entropy.backward()
             optim.step()
-        assert best is not None
         classifier.load_state_dict(best)
         with torch.no_grad():
             value = _nwj(ratio(reading, reading.posterior), ratio(reading, reading.prior))

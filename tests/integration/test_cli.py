@@ -213,11 +213,12 @@ def test_timit(tmp_path: Path, serial: None, data_folder: Path) -> None:
     assert (tmp_path / "out" / "posterior.nc").stat().st_size > 0
 
 
+@pytest.mark.parametrize("lr", ["1e6", "1e20"])  # 1e20: what is left scores as NaN, too
 def test_a_training_that_stops_keeps_its_parameters_and_the_other_rows(
-    tmp_path: Path, serial: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, serial: None, capsys: pytest.CaptureFixture[str], lr: str
 ) -> None:
     source, out = small_npz(tmp_path / "waves.npz"), tmp_path / "out"
-    base = [*TINY, "--data", str(source), "--out", str(out), "--lr", "1e6", "--clip-norm", "1e9"]
+    base = [*TINY, "--data", str(source), "--out", str(out), "--lr", lr, "--clip-norm", "1e9"]
     assert main(["compare", *base, "--rows", "elbo"]) == 1
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
