@@ -96,7 +96,7 @@ def compare(
         )
         return 130
     write()
-    report.write(out, results, dataset, command)
+    report.write(out, results, dataset)
     stopped = [r for r in results if r["error"]]
     for r in stopped:
         print(f"{r['row']}, seed {r['seed']}: {r['error']}", file=sys.stderr)

@@ -35,9 +35,9 @@ _COLUMNS = (
 )
 
 
-def write(out: Path, results: list[dict[str, Any]], dataset: Dataset, command: str) -> None:
+def write(out: Path, results: list[dict[str, Any]], dataset: Dataset) -> None:
     """Print and write everything that is derived from the trainings in ``out``."""
-    text = table(results, command)
+    text = table(results)
     print(text)
     (out / "table.md").write_text(text + "\n")
     metrics = _metrics(out, results)
@@ -62,7 +62,7 @@ def write(out: Path, results: list[dict[str, Any]], dataset: Dataset, command: s
     print("\nwritten: " + ", ".join(str(path) for path in written))
 
 
-def table(results: list[dict[str, Any]], command: str) -> str:
+def table(results: list[dict[str, Any]]) -> str:
     """Markdown: one line a row, mean and standard deviation over seeds, nats per frame."""
     first = results[0]
     settings = first["settings"]
@@ -74,7 +74,7 @@ def table(results: list[dict[str, Any]], command: str) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
     seeds = sorted({r["seed"] for r in results})
-    commits = ", ".join(dict.fromkeys(str(r["commit"]) for r in results))
+    made = dict.fromkeys((r["command"], r["commit"]) for r in results)
     floor = f", scale floor {first['min_scale']:g}" if first["min_scale"] is not None else ""
     notes = [
         f"Data {first['data']}, split {first['split']}: {first['sequences']} sequences, "
@@ -90,7 +90,7 @@ def table(results: list[dict[str, Any]], command: str) -> str:
         "held-out sequences; W2 is the closed form, an upper bound of what a one-step critic "
         "estimates; prior scale is the average deviation of p(z_t | h_t), with which distances "
         "shrink; k-hat above 0.7: the bound's own estimate is unreliable for single sequences.",
-        f"Made by `{command}` at commit {commits}.",
+        *(f"Made by `{command}` at commit {commit}." for command, commit in made),
     ]
     if settings["steps"] < SHORT:
         notes.insert(
