@@ -14,7 +14,6 @@ Sources: Huang and Xiao (2021), https://arxiv.org/abs/2108.04496, eq. 12, algori
 """  # noqa: E501 - a table
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from inference.divergences import (
     wasserstein,
     wasserstein2,
 )
+from inference.modes import evaluating
 from inference.objectives import analytic_kl
 from inference.protocols import StepDensities, Stepwise
 from inference.schedules import Schedule
@@ -134,7 +134,7 @@ class Adversarial:
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
         drawn = densities.z if posterior is None else posterior
         codes = self._codes(densities, drawn)
-        with _evaluating(self.critic):
+        with evaluating(self.critic):
             scores = [
                 self._observed(functional_call(self.critic, frozen, tuple(side)), densities.mask)
                 for side in codes
@@ -177,6 +177,15 @@ class Adversarial:
     def distance(self, densities: StepDensities) -> float:
         """The critic's distance on given densities, nothing updated."""
         return float(self.penalty(densities))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The critic with its buffers, and its optimiser."""
+        return {"critic": self.critic.state_dict(), "optim": self.optim.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what ``state_dict`` gave."""
+        self.critic.load_state_dict(state["critic"])
+        self.optim.load_state_dict(state["optim"])
 
     def _codes(self, densities: StepDensities, posterior: Tensor) -> tuple[Codes, Codes]:
         prior = _draw(densities.prior)
@@ -250,6 +259,15 @@ class Alternating:
             parameter.grad = None
         return metrics | {f"{self.adversarial.name}_penalty": loss.item()}
 
+    def state_dict(self) -> dict[str, Any]:
+        """The critic's side, and the optimiser of the adversarial step."""
+        return {"adversarial": self.adversarial.state_dict(), "optim": self.optim.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what ``state_dict`` gave."""
+        self.adversarial.load_state_dict(state["adversarial"])
+        self.optim.load_state_dict(state["optim"])
+
 
 def closed_forms(densities: StepDensities, *, standardise: bool = False) -> dict[str, float]:
     """Exact KL and W2 between proposal and prior, averages over observed frames, if normal.
@@ -286,13 +304,3 @@ def _draw(distribution: Any) -> Tensor:
 
 def _parameters(program: Any) -> Iterator[nn.Parameter]:
     return program.parameters() if isinstance(program, nn.Module) else iter(())
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)

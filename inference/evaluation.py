@@ -1,5 +1,6 @@
 """``evaluate``: held-out bounds with standard errors, and what a bound alone does not say."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,18 +10,35 @@ from torch import Tensor
 from inference.adversarial import Adversarial
 from inference.divergences import normal_parameters, wasserstein2
 from inference.information import RateSplit, rate_split
-from inference.objectives import analytic_kl, elbo, iwae, rate, reconstruction
+from inference.modes import evaluating
+from inference.objectives import analytic_kl, elbo, rate, reconstruction
+from inference.particles import Criterion, Resampler, particle_filter
 from inference.random import seeded
 from inference.traces import step_densities
-from inference.weights import effective_sample_size, pareto_k
+from inference.weights import (
+    DegenerateWeightsError,
+    effective_sample_size,
+    log_mean_exp,
+    pareto_k,
+    require_usable,
+)
+
+_FRAMES_AT_ONCE = 80_000  # frames times particles: under half a GiB at 88 features, 32 units
+_FILTERED_AT_ONCE = 4_000_000  # of a filter, which keeps a few numbers of each
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Held-out numbers in nats; ``_per_frame`` is the sum over the set divided by its frames.
 
-    All bounds come from the same draws. Standard errors (``_se``) are over sequences, treating
-    the set as a sample of them; ``_per_sequence`` averages sequences. Absent parts are None.
+    ELBO and IWAE come from the same draws, FIVO from a particle filter's own. Standard errors
+    (``_se``) are over sequences, treating the set as a sample of them; ``_per_sequence``
+    averages sequences. Absent parts are None.
+
+    ``pareto_k_constant`` is the share of sequences whose weights are constant, so that there is
+    no tail to fit (the guide is the posterior there, or z plays no role); the other k-hats leave
+    them out. ``filter_ess`` is averaged over frames; ``filter_first_ancestors`` says of how many
+    particles of step 1 the last ones descend.
     """
 
     iwae_per_frame: float
@@ -39,6 +57,14 @@ class Evaluation:
     effective_sample_size: float
     pareto_k_median: float | None = None
     pareto_k_above_07: float | None = None
+    pareto_k_constant: float | None = None
+    fivo_per_frame: float | None = None
+    fivo_per_frame_se: float | None = None
+    fivo_per_sequence: float | None = None
+    fivo_per_sequence_se: float | None = None
+    fivo_particles: int | None = None
+    filter_ess: float | None = None
+    filter_first_ancestors: float | None = None
     closed_form_kl_per_frame: float | None = None
     closed_form_w2_per_frame: float | None = None
     critic_distance_per_frame: float | None = None
@@ -63,19 +89,28 @@ def evaluate(
     *,
     num_particles: int = 64,
     batch_size: int = 32,
+    particles_at_once: int | None = None,
+    fivo_particles: int | None = None,
+    resampler: str | Resampler = "systematic",
+    criterion: str | Criterion = "ess",
     seed: int = 0,
     adversarial: Adversarial | None = None,
     train: tuple[Tensor, Tensor] | None = None,
     active_above: float = 0.01,
 ) -> Evaluation:
-    """Score a model and guide on held-out sequences.
+    """Score a model and guide on held-out sequences, in evaluation mode and bounded memory.
 
     Args:
         model, guide: Pyro programs, best with a rollout.
         x: ``(B, T, X)``.
         mask: ``(B, T)`` bool, a prefix.
         num_particles: K of the importance-weighted bound; k-hat needs 25.
-        batch_size: sequences scored at once, which bounds memory.
+        batch_size: sequences scored at once.
+        particles_at_once: of those K, the last portion being what is left; None chooses by the
+            length of the sequences. Draws, not their meaning, depend on both portions.
+        fivo_particles: K of the particle filter's bound, for models with single steps; None
+            leaves it out. A filter's particles are never cut into portions, sequences are.
+        resampler, criterion: of the filter.
         seed: of all draws.
         adversarial: its critic's distance is put beside the closed forms, W2 in its units.
         train: x and mask the models were trained on; with them the rate is split into
@@ -85,18 +120,56 @@ def evaluate(
             al. 2016 with the prior's own location and scale taken out, which depend on h here).
 
     Raises:
-        ValueError: from the model, for data it cannot score.
+        ValueError: numbers below 1; or from the model, for data it cannot score.
+        TypeError: a filter's bound of a model without single steps; what is missing is named.
+        DegenerateWeightsError: all weights of a step of a sequence are zero, or not numbers.
     """
+    for name, value in (
+        ("num_particles", num_particles),
+        ("batch_size", batch_size),
+        ("particles_at_once", particles_at_once),
+        ("fivo_particles", fivo_particles),
+    ):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     parts: dict[str, list[Tensor]] = {}
-    with seeded(seed):
+    with seeded(seed), evaluating(model, guide):
         for i in range(0, len(x), batch_size):
-            xs, masks = x[i : i + batch_size], mask[i : i + batch_size]
-            masks = masks[:, : max(int(masks.sum(dim=1).max()), 1)]
-            d = step_densities(
-                model, guide, xs[:, : masks.shape[1]], masks, num_particles=num_particles
-            )
-            for name, value in _pieces(d, adversarial).items():
-                parts.setdefault(name, []).append(value)
+            xs, masks = _cut(x[i : i + batch_size], mask[i : i + batch_size])
+            try:
+                pieces = _bounds(
+                    model, guide, xs, masks, num_particles, particles_at_once, adversarial
+                )
+            except DegenerateWeightsError as error:
+                raise DegenerateWeightsError(error.step, error.sequence + i, error.total) from None
+            for name, piece in pieces.items():
+                parts.setdefault(name, []).append(piece)
+        if fivo_particles is not None:
+            longest = max(int(mask.sum(dim=1).max()), 1)
+            portion = min(batch_size, max(_FILTERED_AT_ONCE // (fivo_particles * longest), 1))
+            for i in range(0, len(x), portion):
+                xs, masks = _cut(x[i : i + portion], mask[i : i + portion])
+                try:
+                    filtered = particle_filter(
+                        model,
+                        guide,
+                        xs,
+                        masks,
+                        num_particles=fivo_particles,
+                        resampler=resampler,
+                        criterion=criterion,
+                        paths=False,
+                    )
+                except DegenerateWeightsError as error:
+                    raise DegenerateWeightsError(
+                        error.step, error.sequence + i, error.total
+                    ) from None
+                for name, piece in (
+                    ("fivo", filtered.log_evidence),
+                    ("filter_ess", torch.where(masks.t(), filtered.ess, 0.0).sum(dim=0)),
+                    ("first_ancestors", filtered.unique_ancestors()[0].to(xs)),
+                ):
+                    parts.setdefault(name, []).append(piece)
     columns = {name: torch.cat(values) for name, values in parts.items()}
     lengths = mask.sum(dim=1).to(x)
     frames = float(lengths.sum())
@@ -112,7 +185,9 @@ def evaluate(
         return float(values.mean()), float(error)
 
     numbers: dict[str, Any] = {}
-    for name in ("iwae", "elbo"):
+    for name in ("iwae", "elbo", "fivo"):
+        if name not in columns:
+            continue
         for suffix, average in (("frame", per_frame), ("sequence", per_sequence)):
             mean_and_error = average(columns[name])
             numbers[f"{name}_per_{suffix}"], numbers[f"{name}_per_{suffix}_se"] = mean_and_error
@@ -124,20 +199,25 @@ def evaluate(
         ("critic_distance_per_frame", "critic"),
         ("prior_scale", "prior_scale"),
         ("proposal_scale", "proposal_scale"),
+        ("filter_ess", "filter_ess"),
     ):
         if column in columns:
             numbers[name] = per_frame(columns[column])[0]
     if "pareto_k" in columns:
         finite = columns["pareto_k"][~columns["pareto_k"].isnan()]
+        numbers["pareto_k_constant"] = 1.0 - len(finite) / len(columns["pareto_k"])
         if len(finite):
             numbers["pareto_k_median"] = float(finite.median())
             numbers["pareto_k_above_07"] = float((finite > 0.7).double().mean())
+    if "first_ancestors" in columns:
+        numbers["filter_first_ancestors"] = float(columns["first_ancestors"].mean())
+        numbers["fivo_particles"] = fivo_particles
     if "shift" in columns:
         mean = columns["shift"].sum(dim=0) / frames
         variance = columns["shift_square"].sum(dim=0) / frames - mean.square()
         numbers["active_units"] = int((variance > active_above).sum())
     if train is not None and "prior_scale" in columns:
-        with torch.enable_grad():
+        with torch.enable_grad(), evaluating(model, guide):
             split: RateSplit = rate_split(model, guide, train, (x, mask), seed=seed)
         numbers["aggregate_mismatch_at_least"] = split.aggregate_mismatch_at_least
         numbers["aggregate_mismatch_se"] = split.aggregate_mismatch_se
@@ -151,20 +231,48 @@ def evaluate(
     )
 
 
-def _pieces(d: Any, adversarial: Adversarial | None) -> dict[str, Tensor]:
+def _cut(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the steps that no sequence has; one at least is left."""
+    longest = max(int(mask.sum(dim=1).max()), 1)
+    return x[:, :longest], mask[:, :longest]
+
+
+def _bounds(
+    model: Any,
+    guide: Any,
+    x: Tensor,
+    mask: Tensor,
+    num_particles: int,
+    at_once: int | None,
+    adversarial: Adversarial | None,
+) -> dict[str, Tensor]:
+    """Per sequence (B, ...), from K particles in portions."""
+    at_once = at_once or max(_FRAMES_AT_ONCE // mask.numel(), 1)
+    pieces: dict[str, Tensor] = {}
+    totals = []  # of each portion, (k, B)
+    summed = x.new_full(mask.t().shape, -math.inf)  # log of all weights up to each step, (T, B)
+    for done in range(0, num_particles, at_once):
+        count = min(at_once, num_particles - done)
+        d = step_densities(model, guide, x, mask, num_particles=count)
+        cumulative = d.log_weight.cumsum(dim=0)
+        summed = torch.logaddexp(summed, cumulative.logsumexp(dim=1))
+        totals.append(cumulative[-1])
+        for name, piece in _averages(d, adversarial).items():
+            share = piece * (count / num_particles)
+            pieces[name] = pieces[name] + share if name in pieces else share
+    require_usable(summed)
+    total = torch.cat(totals)
+    pieces |= {"iwae": log_mean_exp(total, dim=0), "ess": effective_sample_size(total)}
+    if d.z.shape[-1] and num_particles >= 25:
+        pieces["pareto_k"] = pareto_k(total)
+    return pieces
+
+
+def _averages(d: Any, adversarial: Adversarial | None) -> dict[str, Tensor]:
     """Per sequence (B, ...): sums over observed steps, averages over particles."""
-    total = d.log_weight.sum(dim=0)
-    pieces = {
-        "iwae": iwae(d.log_weight),
-        "elbo": elbo(d.log_weight),
-        "reconstruction": reconstruction(d),
-        "kl": rate(d),
-        "ess": effective_sample_size(total),
-    }
+    pieces = {"elbo": elbo(d.log_weight), "reconstruction": reconstruction(d), "kl": rate(d)}
     if d.z.shape[-1] == 0:
         return pieces
-    if total.shape[0] >= 25:
-        pieces["pareto_k"] = pareto_k(total)
     try:
         (loc_q, scale_q), (loc_p, scale_p) = map(normal_parameters, (d.proposal, d.prior))
     except NotImplementedError:
@@ -183,5 +291,5 @@ def _pieces(d: Any, adversarial: Adversarial | None) -> dict[str, Tensor]:
     if adversarial is not None:
         count = d.mask.sum(dim=0)[0]
         # an average over this batch's frames, shared out by length
-        pieces["critic"] = adversarial.distance(d) * count.to(total)
+        pieces["critic"] = adversarial.distance(d) * count.to(d.log_prior)
     return pieces

@@ -3,19 +3,35 @@
 The functions take log-weights of shape ``(T, K, B)`` and return one bound a sequence. The
 classes are callables ``(model, guide, x, mask) -> loss``: the negative objective, summed over
 the batch as Pyro's own losses are. What the last call was made of is in ``terms``.
+
+ELBO <= IWAE-K <= log p(x), and FIVO-K, which resamples, is mostly above IWAE-K on long series.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from inference.protocols import StepDensities
+from inference.particles import (
+    CRITERIA,
+    RESAMPLERS,
+    Criterion,
+    Resampler,
+    Selection,
+    fivo,
+    multinomial,
+    pick,
+    stretches,
+    temper,
+)
+from inference.protocols import StepDensities, require_stepwise
 from inference.schedules import Clock, Schedule
 from inference.traces import step_densities
-from inference.weights import log_mean_exp
+from inference.weights import log_mean_exp, normalise, require_usable
 
 
 def elbo(log_weight: Tensor) -> Tensor:
@@ -74,55 +90,119 @@ class Regulariser(Protocol):
 
 
 @dataclass(kw_only=True)
-class ELBO:
-    """Negative evidence lower bound summed over the batch: a ``loss`` for ``pyro.infer.SVI``.
+class Objective:
+    """A bound as a ``loss`` for ``pyro.infer.SVI``, negative and summed over the batch.
 
-    With ``kl_weight`` other than 1 the value is that of the weighted objective,
-    ``reconstruction - kl_weight * KL``, and no bound (beta-VAE; KL annealing).
+    With ``kl_weight`` other than 1 the prior and the proposal enter the weights with that
+    exponent, and the value is that of the weighted objective and no bound. Penalties of
+    ``regularisers`` are subtracted: each is an average over observed frames, multiplied by
+    their number, so that a weight of 1 prices a unit of distance in a frame at one nat.
 
     Args:
-        num_particles: K draws a sequence, averaged.
+        num_particles: K draws a sequence.
         kl_weight: a number, or a schedule over the run such as ``Ramp(0, 1, over=0.5)``.
-        analytic_kl: the closed-form KL of each step instead of the sampled one.
+        regularisers: penalties with their weights, such as ``Adversarial``.
         clock: counts calls with gradients; give its ``total`` if ``fit`` does not train.
     """
 
     num_particles: int = 1
     kl_weight: float | Schedule = 1.0
-    analytic_kl: bool = False
+    regularisers: Sequence[Regulariser] = ()
     clock: Clock = field(default_factory=Clock)
     terms: dict[str, Tensor | float] = field(default_factory=dict, init=False, repr=False)
+    bound: ClassVar[tuple[str, ...]] = ()  # its value's name in terms, the ELBO being there anyway
+
+    def __post_init__(self) -> None:
+        if self.num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, got {self.num_particles}")
 
     def __call__(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
         """The loss, nats summed over the batch."""
         densities = step_densities(model, guide, *args, num_particles=self.num_particles)
-        loss = self.loss(densities)
-        if loss.requires_grad:
-            self.clock.calls += 1
-        return loss
+        return self._count(self.loss(densities))
 
     def loss(self, densities: StepDensities) -> Tensor:
         """The loss of given densities; leaves its terms, nats a frame, in ``terms``."""
         weight = self.clock.weight(self.kl_weight)
-        fit = reconstruction(densities)
-        kl = rate(densities, analytic=self.analytic_kl)
-        objective = fit - weight * kl if weight else fit  # 0 times an infinite KL is no number
         frames = densities.mask.sum()
+        objective = self.objective(densities, weight)
+        if not bool(objective.isfinite().all()):  # say where, if the weights tell
+            self.find_fault(densities.log_weight.detach())
+        fit, kl = reconstruction(densities), rate(densities)
         self.terms = {
+            **{name: objective.detach().sum() / frames for name in self.bound},
             "reconstruction": fit.detach().sum() / frames,
             "kl": kl.detach().sum() / frames,
             "elbo": (fit - kl).detach().sum() / frames,
             "kl_weight": weight,
         }
-        return -objective.sum()
+        loss = -objective.sum()
+        for regulariser in self.regularisers:
+            price = self.clock.weight(regulariser.weight)
+            penalty = regulariser.penalty(densities)
+            self.terms[f"{regulariser.name}_penalty"] = penalty.detach()
+            self.terms[f"{regulariser.name}_weight"] = price
+            loss = loss + price * frames * penalty
+        return loss
+
+    def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
+        """What is maximised, shape (B,)."""
+        raise NotImplementedError
+
+    def find_fault(self, log_weight: Tensor) -> None:
+        """Raise, naming the first step where no particle has a weight, or one is not a number."""
+        require_usable(log_weight.cumsum(dim=0).logsumexp(dim=1))
+
+    def _count(self, loss: Tensor) -> Tensor:
+        if loss.requires_grad:
+            self.clock.calls += 1
+        return loss
+
+
+@dataclass(kw_only=True)
+class ELBO(Objective):
+    """Negative evidence lower bound: beta-VAE and KL annealing by ``kl_weight``, free bits.
+
+    Args:
+        num_particles, kl_weight, regularisers, clock: as for :class:`Objective`; the draws of a
+            sequence are averaged.
+        analytic_kl: the closed-form KL of each step instead of the sampled one.
+        free_bits: nats of KL a frame that cost nothing: at every step the KL, averaged over
+            the batch, is charged as ``max(KL, free_bits)`` (Kingma et al. 2016,
+            https://arxiv.org/abs/1606.04934, eq. 15, with one group of units).
+    """
+
+    analytic_kl: bool = False
+    free_bits: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.free_bits >= 0.0:
+            raise ValueError(f"free_bits must be at least 0 nats a frame, got {self.free_bits}")
+
+    def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
+        """Reconstruction less the weighted KL, shape (B,)."""
+        if not self.analytic_kl and not self.free_bits:
+            return elbo(_tempered(densities, kl_weight))
+        kl = (  # (T, B)
+            analytic_kl(densities)
+            if self.analytic_kl
+            else densities.log_proposal - densities.log_prior
+        ).mean(dim=1)
+        if self.free_bits:
+            observed = densities.mask[:, 0]
+            count = observed.sum(dim=1, keepdim=True).clamp(min=1)
+            floored = (kl.sum(dim=1, keepdim=True) / count).clamp(min=self.free_bits)
+            kl = torch.where(observed, floored, 0.0)
+        fit = reconstruction(densities)
+        return fit - kl_weight * kl.sum(dim=0) if kl_weight else fit
 
 
 @dataclass
 class RegularisedELBO(ELBO):
     """``reconstruction - kl_weight * KL - sum_i weight_i * penalty_i``, negative, as a loss.
 
-    A penalty is an average over observed frames; it is multiplied by their number, so that a
-    weight of 1 prices a unit of distance in a frame at one nat.
+    An :class:`ELBO` that takes its regularisers first; every objective takes them by name.
 
     Args:
         regularisers: penalties with their weights, such as ``Adversarial``.
@@ -130,14 +210,176 @@ class RegularisedELBO(ELBO):
 
     regularisers: Sequence[Regulariser] = ()
 
-    def loss(self, densities: StepDensities) -> Tensor:
-        """The loss of given densities; leaves its terms, nats a frame, in ``terms``."""
-        loss = super().loss(densities)
-        frames = densities.mask.sum()
-        for regulariser in self.regularisers:
-            weight = self.clock.weight(regulariser.weight)
-            penalty = regulariser.penalty(densities)
-            self.terms[f"{regulariser.name}_penalty"] = penalty.detach()
-            self.terms[f"{regulariser.name}_weight"] = weight
-            loss = loss + weight * frames * penalty
-        return loss
+
+@dataclass(kw_only=True)
+class IWAE(Objective):
+    r"""Negative importance-weighted bound, :math:`\log \frac1K \sum_k w_k`.
+
+    Args:
+        num_particles, kl_weight, regularisers, clock: as for :class:`Objective`.
+        doubly_reparameterised: the guide's own parameters get the doubly reparameterised
+            gradient, whose signal does not drown in noise as K grows; all others, among them
+            the prior that a residual guide reads, keep the plain one. The value is the same.
+
+    Source: Burda et al. (2016), https://arxiv.org/abs/1509.00519, eq. 8; Tucker et al. (2019),
+    https://arxiv.org/abs/1810.04152, eq. 8.
+    """
+
+    num_particles: int = 4
+    bound: ClassVar[tuple[str, ...]] = ("iwae",)
+    doubly_reparameterised: bool = False
+
+    def __call__(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
+        """The loss, nats summed over the batch."""
+        densities = step_densities(model, guide, *args, num_particles=self.num_particles)
+        loss = self.loss(densities)
+        if self.doubly_reparameterised and loss.requires_grad:
+            loss = loss + self._correction(densities, model, guide)
+        return self._count(loss)
+
+    def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
+        """The bound, shape (B,)."""
+        return iwae(_tempered(densities, kl_weight))
+
+    def _correction(self, densities: Any, model: Any, guide: Any) -> Tensor:
+        """Zero, with a gradient that turns the guide's parameters' plain one into the other.
+
+        The plain gradient holds the score of q, whose expectation, by reparameterising once
+        more, is a path derivative: each path then counts ``(1 - b) w + b w^2`` instead of w,
+        with normalised weights w and the exponent b of the prior and the proposal.
+        """
+        if not isinstance(guide, nn.Module) or not hasattr(densities, "states"):
+            raise NotImplementedError(
+                "doubly_reparameterised=True needs a model with a rollout and a guide that is a "
+                "torch module; use IWAE(doubly_reparameterised=False)"
+            )
+        shared = {id(p) for p in model.parameters()}  # these enter p, too, and stay plain
+        own = [p for p in guide.parameters() if p.requires_grad and id(p) not in shared]
+        weight = self.clock.weight(self.kl_weight)
+        with _constant(own):
+            proposal: Any = guide.proposal
+            log_proposal = proposal(densities.states, densities.c.detach()).log_prob(densities.z)
+        log_proposal = torch.where(densities.mask, log_proposal, 0.0)
+        path = temper(densities.log_prior, densities.log_emission, log_proposal, weight)
+        plain = _tempered(densities, weight)
+        share = plain.detach().sum(dim=0).softmax(dim=0)
+        wanted = ((1.0 - weight) * share + weight * share.square()) * path.sum(dim=0)
+        difference = iwae(plain).sum() - wanted.sum()  # of losses, hence the order
+        return _with_gradient(difference, own)
+
+
+@dataclass(kw_only=True)
+class FIVO(Objective):
+    """Negative log-evidence estimate of a particle filter (FIVO, VSMC, AESMC).
+
+    The gradient holds the resampled indices fixed, as its authors do: biased, but far less
+    noisy. The score-function term makes it unbiased where the times of resampling do not depend
+    on the weights (criterion "always"); with an adaptive criterion the jumps at its threshold
+    stay unseen. ``terms`` other than the bound average over the filter's particles.
+
+    Args:
+        num_particles, kl_weight, regularisers, clock: as for :class:`Objective`.
+        resampler: "multinomial", "stratified", "systematic" or a function.
+        criterion: "never", "always", "ess" (effective sample size below K / 2) or a function.
+        score_function: add the term for the choice of ancestors; multinomial resampling only.
+
+    Sources: Maddison et al. (2017), https://arxiv.org/abs/1705.09279; Naesseth et al. (2018),
+    https://arxiv.org/abs/1705.11140, eq. 8 for the term.
+    """
+
+    num_particles: int = 4
+    bound: ClassVar[tuple[str, ...]] = ("fivo",)
+    resampler: str | Resampler = "systematic"
+    criterion: str | Criterion = "ess"
+    score_function: bool = False
+    _selection: Selection | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        resampler = pick("resampler", self.resampler, RESAMPLERS)
+        pick("criterion", self.criterion, CRITERIA)
+        if self.score_function and resampler is not multinomial:
+            raise NotImplementedError(
+                "score_function=True needs independent draws of the ancestors; use "
+                "resampler='multinomial'"
+            )
+
+    def __call__(self, model: Any, guide: Any, *args: Any) -> Tensor:
+        """The loss, nats summed over the batch.
+
+        Raises:
+            TypeError: a model or guide without single steps; what is missing is named.
+            DegenerateWeightsError: all weights of a step are zero, or one is not a number.
+        """
+        require_stepwise(model, guide, "rollout")
+        weight = self.clock.weight(self.kl_weight)
+        mask = args[1] if len(args) > 1 else None
+        self._selection = Selection(self.resampler, self.criterion, mask, weight)
+        densities = model.rollout(
+            guide, *args, num_particles=self.num_particles, select=self._selection
+        )
+        return self._count(self.loss(densities))
+
+    def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
+        """log Z_hat, shape (B,)."""
+        assert self._selection is not None, "densities of a filter come from its call"
+        log_weight = _tempered(densities, kl_weight)
+        resampled = self._selection.events(log_weight)
+        bound = fivo(log_weight, resampled)
+        if self.score_function and bool(resampled.any()):
+            score = self._score(log_weight, resampled)
+            bound = bound + score - score.detach()
+        return bound
+
+    def find_fault(self, log_weight: Tensor) -> None:
+        """As for other objectives; the filter itself has looked at all steps but the last."""
+        assert self._selection is not None
+        resampled = self._selection.events(log_weight)
+        sums, last = stretches(log_weight, resampled), resampled.sum(dim=0)
+        normalise(sums[last, :, torch.arange(len(last))].t(), len(log_weight))
+
+    def _score(self, log_weight: Tensor, resampled: Tensor) -> Tensor:
+        """Sum over resamplings of log P(ancestors) times what was gained after them, (B,)."""
+        assert self._selection is not None
+        sums = stretches(log_weight, resampled)  # (S, K, B)
+        gain = log_mean_exp(sums, dim=1).detach()
+        later = gain.flip(0).cumsum(dim=0).flip(0) - gain  # (S, B), of the stretches after
+        log_choice = sums.log_softmax(dim=1)
+        count = resampled.long().cumsum(dim=0) - 1  # which stretch ended, (T - 1, B)
+        total = log_weight.new_zeros(log_weight.shape[-1])
+        for t, parents in enumerate(self._selection.parents):
+            if parents is None:
+                continue
+            stretch = count[t].clamp(min=0)
+            index = stretch.expand(1, *parents.shape)
+            chosen = log_choice.gather(0, index)[0].gather(0, parents).sum(dim=0)
+            reward = later.gather(0, stretch.unsqueeze(0))[0]
+            total = total + torch.where(resampled[t], chosen * reward, 0.0)
+        return total
+
+
+def _tempered(densities: StepDensities, kl_weight: float) -> Tensor:
+    return temper(densities.log_prior, densities.log_emission, densities.log_proposal, kl_weight)
+
+
+@contextmanager
+def _constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+def _with_gradient(value: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Zero, whose gradient with respect to these parameters is that of ``value``."""
+    zero = value.new_zeros(())
+    if not parameters:
+        return zero
+    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    for p, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            zero = zero + ((p - p.detach()) * gradient).sum()
+    return zero

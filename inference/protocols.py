@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Size, Tensor
 from torch.distributions import Distribution
 
 
@@ -50,11 +50,48 @@ class HasRollout(Protocol):
 
 @runtime_checkable
 class Stepwise(Protocol):
-    """A model that can be asked for one step: needed where a state is held fixed."""
+    """A model that can be asked for one step: needed where a state is held fixed, or chosen."""
+
+    def init(self, batch_shape: Size) -> Any:
+        """The state before step 1: a NamedTuple of tensors ``(*batch, ...)``."""
+        ...
 
     def transition(self, state: Any) -> Distribution:
         """p(z_t | state)."""
         ...
+
+    def emission(self, z_t: Tensor, state: Any) -> Distribution:
+        """p(x_t | z_t, state)."""
+        ...
+
+    def advance(self, state: Any, z_t: Tensor, x_t: Tensor) -> Any:
+        """The next state."""
+        ...
+
+
+def require_stepwise(model: Any, guide: Any, *further: str) -> None:
+    """That a model and guide can be asked for single steps.
+
+    Args:
+        model: to have init, transition, emission and advance.
+        guide: to have encode and proposal.
+        further: names that the model must have, too.
+
+    Raises:
+        TypeError: naming the functions that are missing.
+    """
+    needs = ("init", "transition", "emission", "advance", *further)
+    for argument, value, names in (("model", model, needs), ("guide", guide, _PROPOSING)):
+        missing = [name for name in names if not callable(getattr(value, name, None))]
+        if missing:
+            raise TypeError(
+                f"{argument} must have the stepwise functions {', '.join(names)}, but "
+                f"{getattr(value, '__name__', type(value).__name__)} lacks {', '.join(missing)}; "
+                "without single steps use IWAE or ELBO"
+            )
+
+
+_PROPOSING = ("encode", "proposal")
 
 
 #: Called between SVI steps with (model, guide, *batch); gives numbers for the metrics.

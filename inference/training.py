@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,15 @@ from pyro.optim import PyroLRScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from inference.checkpoints import Checkpoint, Cycle
 from inference.files import save_parameters, write_csv
+from inference.modes import evaluating, learning
 from inference.objectives import iwae
 from inference.protocols import Hook
 from inference.random import seeded
 from inference.schedules import Clock, Schedule
 from inference.traces import step_densities
+from inference.weights import DegenerateWeightsError
 
 Batch = tuple[Tensor, ...]
 
@@ -62,6 +65,9 @@ def fit(
     log_every: int = 10,
     metrics: str | os.PathLike[str] | None = None,
     save_to: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
     about: dict[str, Any] | None = None,
     progress: bool | Callable[[int], None] = True,
     description: str = "fit",
@@ -88,16 +94,26 @@ def fit(
         metrics: CSV file for the rows.
         save_to: file for the best parameters, written atomically at every improvement;
             :func:`~inference.files.load_parameters` reads it.
-        about: plain values stored beside them.
+        checkpoint: file for the whole run, written atomically as it goes and when it ends.
+        checkpoint_every: SVI steps between writing it; ``validate_every`` if None.
+        resume: go on from ``checkpoint`` where that file exists, and start anew where it does
+            not. With the same arguments, on a CPU, the run then ends as if never interrupted,
+            bit for bit; a finished one returns at once. What the checkpoint knows of hooks and
+            loss is the ``state_dict`` of them or of the object whose method they are, and of
+            torch's generators only; a plain function's modules with buffers belong in ``keep``.
+        about: plain values stored beside the best parameters.
         progress: a bar (True), none (False), or a function called with the number of steps
-            just done.
+            just done, at first with those done before resuming.
         description: of the bar.
 
     Returns:
         Metrics and the best step. Interrupting the run keeps files and best parameters too.
 
     Raises:
-        ValueError: no batches, or a number out of range.
+        ValueError: no batches, a number out of range, or a checkpoint that is damaged or of
+            another run.
+        TypeError: the state of a hook, loss or module to be written holds more than tensors and
+            plain values.
         NonFiniteLossError: naming step and term; the best parameters are in place.
     """
     for name, value in (
@@ -105,6 +121,7 @@ def fit(
         ("validate_every", validate_every),
         ("log_every", log_every),
         ("patience", patience),
+        ("checkpoint_every", checkpoint_every),
     ):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -114,17 +131,43 @@ def fit(
         raise ValueError(
             "lr_schedule and a PyroLRScheduler would both set the learning rate; give one of them"
         )
-    history, started = History(), time.monotonic()
+    if checkpoint is None and (resume or checkpoint_every is not None):
+        raise ValueError("resume and checkpoint_every need checkpoint, the file to go on from")
+    history, cycle, stale = History(), Cycle(batches), 0
     clock = getattr(svi.loss, "clock", None)
     if isinstance(clock, Clock) and clock.total is None:
         clock.total = steps
     score = _scorer(svi, validation, num_particles, seed)
     best = _Keeper(keep, save_to, about)
+    saved, every = None, checkpoint_every or validate_every
+    if checkpoint is not None:
+        run = {"steps": steps, "seed": seed}
+        states: dict[str, Any] = {f"hooks[{i}]": hook for i, hook in enumerate(hooks)}
+        states |= {f"keep[{i}]": module for i, module in enumerate(keep)}
+        states["best"] = best
+        saved = Checkpoint(checkpoint, svi, cycle, history, run=run, states=states)
     bar = tqdm(total=steps, desc=description, leave=False, disable=progress is not True)
-    stale = 0
+    advance = progress if callable(progress) else bar.update
+
+    def enough() -> bool:
+        return patience is not None and stale >= patience
+
     try:
-        with seeded(seed):
-            for step, batch in enumerate(_cycle(batches, steps), start=1):
+        with seeded(seed), learning(svi.model, svi.guide):
+            if saved is not None and resume and saved.path.exists():
+                saved.read()
+                stale = sum(
+                    "validation_bound" in row and row["step"] > history.best_step
+                    for row in history.rows
+                )
+                if not enough():  # it may have been, with less patience
+                    history.stopped = History.stopped
+                if history.best_step:
+                    best.write()
+                advance(history.steps)
+            started = time.monotonic() - history.seconds
+            while history.steps < steps and not enough():
+                step, batch = history.steps + 1, next(cycle)
                 factor = None if lr_schedule is None else lr_schedule((step - 1) / steps)
                 row = _svi_step(svi, batch, step, clip_norm, factor)
                 if hooks and not history.best_step:  # a hook may break what nobody has kept yet
@@ -146,18 +189,17 @@ def fit(
                     history.rows.append({"step": step, **row})
                 if "validation_bound" in row and metrics is not None:
                     write_csv(metrics, history.rows)
-                bar.update()
-                if callable(progress):
-                    progress(1)
-                if patience is not None and stale >= patience:
+                history.seconds = time.monotonic() - started
+                if enough():
                     history.stopped = f"no better bound in {patience} validations"
-                    break
+                if saved is not None and (step % every == 0 or step == steps or enough()):
+                    saved.write()
+                advance(1)
     except KeyboardInterrupt:
         history.stopped = "interrupted"
         raise
     finally:
         bar.close()
-        history.seconds = time.monotonic() - started
         if not history.best_step and history.steps:  # the last parameters are all there is
             if best.all_finite():
                 best.take()
@@ -172,12 +214,15 @@ def _svi_step(
     svi: SVI, batch: Batch, step: int, clip_norm: float | None, lr_factor: float | None
 ) -> dict[str, float]:
     """``SVI.step`` with a look at loss and gradient between backward pass and update."""
-    with poutine.trace(param_only=True) as capture:
-        loss = svi.loss_and_grads(svi.model, svi.guide, *batch)
-    # in the order of the sites: a set's order, hence a norm's last bit, would differ by run
-    parameters = list(
-        dict.fromkeys(site["value"].unconstrained() for site in capture.trace.nodes.values())
-    )
+    try:
+        with poutine.trace(param_only=True) as capture:
+            loss = svi.loss_and_grads(svi.model, svi.guide, *batch)
+    except DegenerateWeightsError as error:
+        zero_grads(_captured(capture))
+        raise NonFiniteLossError(
+            f"training stopped at step {step}: {error}; the best parameters before it are kept"
+        ) from error
+    parameters = _captured(capture)
     frames = _frames(batch)
     terms = {name: float(value) for name, value in getattr(svi.loss, "terms", {}).items()}
     row = {"loss": torch_item(loss) / frames, **terms}
@@ -210,6 +255,12 @@ def _svi_step(
     return row
 
 
+def _captured(capture: Any) -> list[Tensor]:
+    # in the order of the sites: a set's order, hence a norm's last bit, would differ by run
+    sites = capture.trace.nodes.values()
+    return list(dict.fromkeys(site["value"].unconstrained() for site in sites))
+
+
 def _scale_lr(svi: SVI, parameters: Iterable[Tensor], factor: float) -> None:
     new = {p: p.grad for p in parameters if p not in svi.optim.optim_objs}
     for p in new:
@@ -226,31 +277,26 @@ def _scale_lr(svi: SVI, parameters: Iterable[Tensor], factor: float) -> None:
 def _scorer(
     svi: SVI, validation: Batch | Callable[[], float] | None, particles: int, seed: int | None
 ) -> Callable[[], float] | None:
-    if validation is None or callable(validation):
-        return validation
+    if validation is None:
+        return None
+    if callable(validation):
+        own = validation
+
+        def called() -> float:
+            with evaluating(svi.model, svi.guide):
+                return own()
+
+        return called
     batch, frames = validation, _frames(validation)
 
     @torch.no_grad()
     def score() -> float:
-        with seeded(0 if seed is None else seed):
+        with seeded(0 if seed is None else seed), evaluating(svi.model, svi.guide):
             densities = step_densities(svi.model, svi.guide, *batch, num_particles=particles)
         value = float(iwae(densities.log_weight).sum()) / frames
         return value if math.isfinite(value) else -math.inf
 
     return score
-
-
-def _cycle(batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
-    done = 0
-    while done < steps:
-        before = done
-        for batch in batches:
-            yield tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-            done += 1
-            if done == steps:
-                return
-        if done == before:
-            raise ValueError("batches must hold at least one batch, and be iterable again")
 
 
 def _frames(batch: Batch) -> float:
@@ -300,6 +346,14 @@ class _Keeper:
                 p.copy_(self.parameters[name])
         for module, state in zip(self.modules, self.states, strict=False):
             module.load_state_dict(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept, for a checkpoint."""
+        return {"parameters": self.parameters, "modules": self.states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep what a checkpoint has."""
+        self.parameters, self.states = state["parameters"], state["modules"]
 
     def all_finite(self) -> bool:
         """Whether the parameters there now are numbers."""

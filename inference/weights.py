@@ -7,6 +7,27 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
 
+class DegenerateWeightsError(ArithmeticError):
+    """All weights of a step are zero, or one is not a number: there is nothing to go on with.
+
+    Args:
+        step: t, from 1.
+        sequence: counted from 0.
+        total: log of their sum, minus infinity, infinity or NaN.
+    """
+
+    def __init__(self, step: int, sequence: int, total: float) -> None:
+        weights = "not numbers (NaN)" if math.isnan(total) else "infinite"
+        if total == -math.inf:
+            weights = "all zero"
+        super().__init__(
+            f"the particles' weights at step {step} of sequence {sequence} (counted from 0) are "
+            f"{weights}; give the guide or the emission a larger scale (min_scale), or check the "
+            "data there"
+        )
+        self.step, self.sequence, self.total = step, sequence, total
+
+
 def log_mean_exp(values: Tensor, dim: int) -> Tensor:
     """log of the mean of exp(values) along ``dim``, stable."""
     return values.logsumexp(dim=dim) - math.log(values.shape[dim])
@@ -15,6 +36,39 @@ def log_mean_exp(values: Tensor, dim: int) -> Tensor:
 def effective_sample_size(log_weight: Tensor, dim: int = 0) -> Tensor:
     """(sum w)^2 / sum w^2 along ``dim``, in [1, K]."""
     return (2 * log_weight.logsumexp(dim=dim) - (2 * log_weight).logsumexp(dim=dim)).exp()
+
+
+def normalise(log_weight: Tensor, step: int) -> Tensor:
+    """Log-weights ``(K, B)`` that sum to one over particles.
+
+    Args:
+        log_weight: ``(K, B)``.
+        step: t, from 1, for the error.
+
+    Raises:
+        DegenerateWeightsError: naming the step and the first sequence whose weights are all
+            zero, or hold a NaN or an infinity.
+    """
+    total = log_weight.logsumexp(dim=0)
+    if not bool(total.isfinite().all()):
+        b = int((~total.isfinite()).nonzero()[0])
+        raise DegenerateWeightsError(step, b, float(total[b].detach()))
+    return log_weight - total
+
+
+def require_usable(total: Tensor) -> None:
+    """That at every step some particle has a weight, and all weights are numbers.
+
+    Args:
+        total: ``(T, B)``, log of the summed weights up to each step.
+
+    Raises:
+        DegenerateWeightsError: naming the first such step and its first sequence.
+    """
+    faults = ~total.isfinite()
+    if bool(faults.any()):
+        t, b = faults.nonzero()[0].tolist()
+        raise DegenerateWeightsError(t + 1, b, float(total[t, b]))
 
 
 def pareto_k(log_weight: Tensor) -> Tensor:

@@ -41,9 +41,12 @@ class MLP(nn.Sequential):
     Args:
         sizes: at least two widths.
         final: whether an activation follows the last layer too.
+        dropout: in training, the share of inputs set to zero, the others being scaled up.
     """
 
-    def __init__(self, sizes: Sequence[int], *, final: bool = False) -> None:
+    def __init__(self, sizes: Sequence[int], *, final: bool = False, dropout: float = 0.0) -> None:
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         if len(sizes) < 2:
             raise ValueError(f"sizes must list at least input and output width, got {sizes}")
         layers: list[nn.Module] = []
@@ -52,6 +55,11 @@ class MLP(nn.Sequential):
             if final or i < len(sizes) - 2:
                 layers.append(nn.ReLU())
         super().__init__(*layers)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(*batch, sizes[0])`` in, ``(*batch, sizes[-1])`` out."""
+        return super().forward(F.dropout(x, self.dropout, self.training) if self.dropout else x)
 
 
 def diagonal_normal(loc: Tensor, scale: Tensor) -> dist.Distribution:

@@ -38,7 +38,13 @@ class Recipe:
 
 
 def rnn(
-    x_dim: int, h_dim: int, emission: str = "normal", *, cell: str = "gru", min_scale: float = 1e-3
+    x_dim: int,
+    h_dim: int,
+    emission: str = "normal",
+    *,
+    cell: str = "gru",
+    min_scale: float = 1e-3,
+    dropout: float = 0.0,
 ) -> Recipe:
     """RNN without latents; its guide is empty.
 
@@ -48,6 +54,7 @@ def rnn(
         emission: "normal" or "bernoulli".
         cell: "gru" or "lstm".
         min_scale: floor of a normal emission's scale, in units of the data.
+        dropout: share of x's features hidden from the recurrence in training.
 
     Raises:
         ValueError: an unknown part; the known ones are listed.
@@ -57,7 +64,7 @@ def rnn(
         x_dim,
         decoder=_emission(emission, h_dim, x_dim, h_dim, min_scale),
         cell=_pick("cell", cell, CELLS)(h_dim, h_dim),
-        encode_x=MLP([x_dim, h_dim], final=True),
+        encode_x=MLP([x_dim, h_dim], final=True, dropout=dropout),
     )
     return Recipe(model, NoLatents(model), config=config)
 
@@ -73,6 +80,7 @@ def vrnn(
     cell: str = "gru",
     min_scale: float = 1e-3,
     prior_gradient: bool = True,
+    dropout: float = 0.0,
 ) -> Recipe:
     """VRNN of Chung et al. (2015).
 
@@ -86,6 +94,7 @@ def vrnn(
         cell: "gru" or "lstm".
         min_scale: floor of a normal emission's scale, in units of the data.
         prior_gradient: for the residual guide, whether its gradient reaches the prior.
+        dropout: share of x's features hidden from recurrence and guide in training.
 
     Raises:
         ValueError: an unknown part; the known ones are listed.
@@ -102,7 +111,7 @@ def vrnn(
         ),
         decoder=_emission(emission, 2 * h_dim, x_dim, h_dim, min_scale),
         cell=_pick("cell", cell, CELLS)(2 * h_dim, h_dim),
-        encode_x=MLP([x_dim, h_dim], final=True),
+        encode_x=MLP([x_dim, h_dim], final=True, dropout=dropout),
         encode_z=MLP([z_dim, h_dim], final=True),
     )
     proposal: FilteringGuide
@@ -124,6 +133,7 @@ def avrnn(
     cell: str = "gru",
     min_scale: float = 1e-3,
     prior_gradient: bool = False,
+    dropout: float = 0.0,
     view: str = "conditional",
     critic: str = "lstm",
     critic_dim: int = 64,
@@ -137,6 +147,7 @@ def avrnn(
         x_dim, z_dim, h_dim, emission, prior, guide, cell, min_scale: as for :func:`vrnn`; the
             guide defaults to the paper's, which uses the mean of the prior.
         prior_gradient: False keeps the reconstruction step from moving the prior.
+        dropout: as for :func:`vrnn`.
         view: what the critic sees: marginal, trajectory, trajectory_redrawn, conditional, joint.
         critic: "lstm", the paper's, or "feedforward".
         critic_dim: width of the critic's layers.
@@ -159,6 +170,7 @@ def avrnn(
         cell=cell,
         min_scale=min_scale,
         prior_gradient=prior_gradient,
+        dropout=dropout,
     )
     width = context_dim(view, h_dim, x_dim)
     network: nn.Module

@@ -5,6 +5,7 @@ steps together. Values and gradients equal those of the ``pyro.markov`` loops of
 :mod:`pyro_avrnn.sequence` to round-off, for every model and guide.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyro.distributions as dist
@@ -13,6 +14,11 @@ from torch import Size, Tensor
 
 if TYPE_CHECKING:
     from pyro_avrnn.sequence import SequenceGuide, SequenceModel
+
+
+#: (t from 0, log p(z_t), log p(x_t), log q(z_t)), each (K, B) and constant -> the step-t particles
+#: that go on, ``(K, B)`` indices, or None for all as they are
+Select = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 
 
 class StepDensities(NamedTuple):
@@ -48,6 +54,7 @@ def rollout(
     mask: Tensor,
     num_particles: int = 1,
     z: Tensor | None = None,
+    select: Select | None = None,
 ) -> StepDensities:
     """Draw (or take) latents along the guide and score them under model and guide.
 
@@ -59,8 +66,11 @@ def rollout(
         num_particles: K.
         z: ``(T, K, B, Z)`` to be scored, or None to draw from the guide; draws consume the
             random numbers that the guide's own loop would.
+        select: called after every step; says which particles go on from it, as a particle
+            filter resamples. Row t of the result holds the particles as they were at step t.
 
     Raises:
+        NotImplementedError: a guide with parameters to learn that is not reparameterised.
         ValueError: ``num_particles`` below 1, or ``z`` of another shape.
     """
     size, length = mask.shape
@@ -75,19 +85,37 @@ def rollout(
     particles = num_particles if z is None else z.shape[1]
     if particles < 1:
         raise ValueError("z must hold at least one particle, got K = 0")
+    learns = torch.is_grad_enabled() and any(
+        p.requires_grad for p in getattr(guide, "parameters", tuple)()
+    )
     c = guide.encode(x, mask)  # (B, T, C)
     state = model.init(Size((particles, size)))
     states, draws = [], []
     for t in range(length):
-        if z is None:
+        if z is None or select is not None:
             q_t = guide.proposal(state, c[:, t])
+        if z is None:
+            if learns and not q_t.has_rsample:
+                raise NotImplementedError(
+                    f"the guide's {type(q_t).__name__} is not reparameterised, so its parameters "
+                    "would get no gradient; pyro.infer.Trace_ELBO takes such guides"
+                )
             z_t = q_t.rsample() if q_t.has_rsample else q_t.sample()
         else:
             z_t = z[t]
         states.append(state)
         draws.append(z_t)
-        if t + 1 < length:
-            state = model.advance(state, z_t, x[:, t])
+        if t + 1 == length:
+            break
+        before, state = state, model.advance(state, z_t, x[:, t])
+        if select is not None:
+            with torch.no_grad():  # the densities with gradients are computed once, below
+                log_prior = model.transition(before).log_prob(z_t)
+                log_emission = model.emission(z_t, before).log_prob(x[:, t])
+                terms = (log_prior, log_emission, q_t.log_prob(z_t))
+                parents = select(t, *(torch.where(mask[:, t], term, 0.0) for term in terms))
+            if parents is not None:
+                state = _gather(state, parents)
     stacked = type(state)(*map(torch.stack, zip(*states, strict=True)))
     draws_all = torch.stack(draws) if z is None else z
     x_all = x.transpose(0, 1).unsqueeze(1)
@@ -109,4 +137,16 @@ def rollout(
         proposal=proposal,
         states=stacked,
         c=c_all,
+    )
+
+
+def _gather(state: Any, parents: Tensor) -> Any:
+    """Of every tensor ``(K, B, ...)`` the particles ``parents`` (K, B)."""
+    particles, size = parents.shape
+    flat = (parents * size + torch.arange(size, device=parents.device)).reshape(-1)
+    return type(state)(
+        *(
+            value.reshape(particles * size, -1).index_select(0, flat).view_as(value)
+            for value in state
+        )
     )

@@ -16,7 +16,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from pyro_avrnn.rollout import StepDensities, rollout
+from pyro_avrnn.rollout import Select, StepDensities, rollout
 
 
 class SequenceModel(nn.Module, ABC):
@@ -108,6 +108,7 @@ class SequenceModel(nn.Module, ABC):
         num_particles: int = 1,
         *,
         z: Tensor | None = None,
+        select: Select | None = None,
     ) -> StepDensities:
         """The same joint density with time as a batch dimension; see :func:`~.rollout.rollout`.
 
@@ -117,6 +118,7 @@ class SequenceModel(nn.Module, ABC):
             mask: ``(B, T)`` bool, a prefix, or None.
             num_particles: K draws a sequence.
             z: latents ``(T, K, B, Z)`` to score instead of drawing them.
+            select: says after each step which particles go on; see :data:`~.rollout.Select`.
 
         Returns:
             Densities, draws, states and distributions, shapes ``(T, K, B, ...)``.
@@ -124,7 +126,7 @@ class SequenceModel(nn.Module, ABC):
         x, mask = self.check(x, mask)
         _register("model", self)
         _register("guide", guide)
-        return rollout(self, guide, x, mask, num_particles, z)
+        return rollout(self, guide, x, mask, num_particles, z, select)
 
     def check(self, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor]:
         """Data and mask in the shapes they must have, padding overwritten by zeros.

@@ -24,6 +24,9 @@ rows:
 
 options of a row, as in 'conditional:weight=0>30@0.5,critic_dim=32' (quote it: > is the shell's):
   kl, weight        a number, or start>stop@fraction of the run
+  bound, particles  elbo, iwae or fivo, and its number of particles in training
+  dropout           share of x's features hidden from recurrence and guide in training
+  lr, weight_decay  where they are not those of the comparison
   view              marginal, trajectory, trajectory_redrawn, conditional, joint
   guide, prior      filtering or residual; conditional or standard
   cell              gru or lstm
@@ -105,8 +108,21 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="floor of a normal emission's scale, in standard deviations of the data "
         "(default: 0.001; 0.01 for TIMIT)",
     )
-    sizes.add_argument("--segment", type=int, default=100, help="TIMIT: frames a segment")
-    sizes.add_argument("--particles", type=int, default=64, help="K of the IWAE bound")
+    sizes.add_argument(
+        "--segment",
+        type=int,
+        help="frames a segment; TIMIT: of all utterances (default: 100); piano rolls: of training "
+        "pieces, the others stay whole (default: none is cut)",
+    )
+    sizes.add_argument(
+        "--particles", type=int, default=64, help="K of IWAE and FIVO (default: 64)"
+    )
+    sizes.add_argument(
+        "--validate-by",
+        choices=["iwae", "fivo"],
+        default="iwae",
+        help="the bound, with 16 particles, by which the best parameters are chosen",
+    )
     sizes.add_argument("--validate-every", type=int, default=50, help="steps (default: 50)")
     sizes.add_argument("--patience", type=int, help="stop after so many validations in vain")
     where = p.add_argument_group("where and how")
@@ -153,6 +169,7 @@ def _compare(args: argparse.Namespace, command: str) -> int:
         validate_every=args.validate_every,
         patience=args.patience,
         num_particles=args.particles,
+        validate_by=args.validate_by,
         split=args.split,
     )
     return compare(
@@ -161,11 +178,20 @@ def _compare(args: argparse.Namespace, command: str) -> int:
         list(range(args.first_seed, args.first_seed + args.seeds)),
         settings,
         args.out,
-        options={"segment": args.segment} if timit else {},
+        options=_options(args, timit),
         jobs=args.jobs,
         resume=args.resume,
         command=command,
     )
+
+
+def _options(args: argparse.Namespace, timit: bool) -> dict[str, int]:
+    """Of the data's reader."""
+    if timit:
+        return {"segment": 100 if args.segment is None else args.segment}
+    if args.segment is not None and not args.data.lower().endswith(".mat"):
+        raise ValueError(f"--segment is for TIMIT and piano rolls (.mat), got --data {args.data}")
+    return {} if args.segment is None else {"segment": args.segment}
 
 
 def _rows(args: argparse.Namespace) -> list[Row]:

@@ -1,6 +1,7 @@
 """``avrnn compare``: train several rows with several seeds side by side, then report."""
 
 import json
+import math
 import multiprocessing
 import os
 import queue
@@ -75,6 +76,7 @@ def compare(
     results = _kept(out, facts) if resume else []
     if not resume and (out / "results.json").is_file():
         (out / "results.json").replace(out / "results.previous.json")
+    write_json(_facts_path(out), facts)
     done = {(r["row"], r["seed"]) for r in results}
     todo = [(r, s) for r in rows for s in seeds if (r.label, s) not in done]
     labels = [*(row.label for row in rows), *(r["row"] for r in results)]
@@ -85,7 +87,7 @@ def compare(
         write_json(out / "results.json", results)
 
     try:
-        for result in _train(todo, source, options, settings, out, jobs):
+        for result in _train(todo, source, options, settings, out, jobs, resume):
             results.append(result | about)
             write()
     except KeyboardInterrupt:
@@ -120,16 +122,24 @@ def writable(folder: Path) -> None:
         ) from error
 
 
+def _facts_path(out: Path) -> Path:
+    """Where it is noted what the trainings in ``out`` have in common, begun ones included."""
+    (out / "rows").mkdir(exist_ok=True)
+    return out / "rows" / "settings.json"
+
+
 def _kept(out: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Finished rows of an earlier results.json, all made from this data with these settings."""
-    path = out / "results.json"
-    if not path.is_file():
-        return []
+    path, begun = out / "results.json", _facts_path(out)
     same = json.loads(json.dumps(facts))
     try:
-        earlier = [r for r in json.loads(path.read_text()) if not r["error"]]
-        others = [r["row"] for r in earlier if any(r[k] != v for k, v in same.items())]
+        earlier = (
+            [r for r in json.loads(path.read_text()) if not r["error"]] if path.is_file() else []
+        )
+        others = [r["row"] for r in earlier if any(_with_defaults(r)[k] != same[k] for k in same)]
         places = [row_folder(out, r["row"], r["seed"]) for r in earlier]
+        if begun.is_file() and _with_defaults(json.loads(begun.read_text())) != same:
+            others.append("one that was begun")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a results file of this command; remove it or leave out --resume"
@@ -142,6 +152,11 @@ def _kept(out: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
     return [r for r, place in zip(earlier, places, strict=True) if place.is_dir()]
 
 
+def _with_defaults(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same, with the defaults of settings that are younger than the file."""
+    return facts | {"settings": asdict(Settings(**facts["settings"]))}
+
+
 def _train(
     todo: list[tuple[Row, int]],
     source: str,
@@ -149,6 +164,7 @@ def _train(
     settings: Settings,
     out: Path,
     jobs: int,
+    resume: bool,
 ) -> Iterator[dict[str, Any]]:
     """Results as they come, from worker processes of one thread each."""
     if not todo:
@@ -164,7 +180,7 @@ def _train(
         try:
             for row, seed in todo:
                 folder = row_folder(out, row.label, seed)
-                waiting.add(pool.submit(_work, row, seed, settings, folder))
+                waiting.add(pool.submit(_work, row, seed, settings, folder, resume))
             while waiting:
                 try:
                     bar.update(ticks.get(timeout=0.5))
@@ -180,7 +196,7 @@ def _train(
                             "a training's process died, perhaps for want of memory; try --jobs 1 "
                             "or a smaller --batch-size; finished rows stay, use --resume"
                         ) from error
-                    value = result["iwae_per_frame"]
+                    value = result.get("iwae_per_frame", math.nan)
                     bar.set_postfix_str(f"{result['row']} seed {result['seed']}: {value:.3f}")
                     yield result
         except BaseException:
@@ -198,7 +214,7 @@ def _start_worker(source: str, options: dict[str, Any], ticks: Any) -> None:
     _state.update(data=data.load(source, **options), ticks=ticks)
 
 
-def _work(row: Row, seed: int, settings: Settings, folder: Path) -> dict[str, Any]:
+def _work(row: Row, seed: int, settings: Settings, folder: Path, resume: bool) -> dict[str, Any]:
     pending = done = 0
 
     def progress(steps: int) -> None:
@@ -209,6 +225,6 @@ def _work(row: Row, seed: int, settings: Settings, folder: Path) -> dict[str, An
             _state["ticks"].put(pending)
             pending = 0
 
-    result = run(row, seed, _state["data"], settings, folder, progress)
+    result = run(row, seed, _state["data"], settings, folder, progress, resume)
     _state["ticks"].put(pending + settings.steps - done)
     return result

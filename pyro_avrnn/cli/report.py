@@ -19,6 +19,7 @@ from pyro_avrnn.data import Dataset
 SHORT = 500  # steps below which a run is called short
 
 _COLUMNS = (
+    ("FIVO-{K}", "fivo_per_frame"),
     ("IWAE-{K}", "iwae_per_frame"),
     ("ELBO", "elbo_per_frame"),
     ("reconstruction", "reconstruction_per_frame"),
@@ -33,6 +34,7 @@ _COLUMNS = (
     ("best step", "best_step"),
     ("seconds", "seconds"),
 )
+_K_HAT = [name for name, _ in _COLUMNS].index("k-hat")
 
 
 def write(out: Path, results: list[dict[str, Any]], dataset: Dataset) -> None:
@@ -50,11 +52,9 @@ def write(out: Path, results: list[dict[str, Any]], dataset: Dataset) -> None:
         (
             r
             for r in results  # null: no validation was finite
-            if r["model"] != "rnn"
-            and not r["error"]
-            and r["validation_iwae_per_frame"] is not None
+            if r["model"] != "rnn" and not r["error"] and _validation(r) is not None
         ),
-        key=lambda r: r["validation_iwae_per_frame"],
+        key=_validation,
         default=None,
     )
     if best is not None:
@@ -70,7 +70,10 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = [["row", *head]]
     for label in dict.fromkeys(r["row"] for r in results):
         of_row = [r for r in results if r["row"] == label]
-        lines.append([label, *(_cell([r.get(key) for r in of_row]) for _, key in _COLUMNS)])
+        cells = [_cell([r.get(key) for r in of_row]) for _, key in _COLUMNS]
+        if all(r.get("pareto_k_constant") == 1.0 for r in of_row):
+            cells[_K_HAT] = "constant"
+        lines.append([label, *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
     seeds = sorted({r["seed"] for r in results})
@@ -82,14 +85,16 @@ def table(results: list[dict[str, Any]]) -> str:
         + ("standardised data." if floor else "0/1 data."),
         f"Nats per frame: the sum over the set divided by its frames; mean ± standard deviation "
         f"over {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))}). "
-        "Best parameters by the validation IWAE-16 of each training.",
+        f"Best parameters by the validation {settings.get('validate_by', 'iwae').upper()}-16 of "
+        "each training.",
         f"{'Independent normals' if floor else 'Independent Bernoullis'} per dimension fitted on "
         f"the training set: {first['baseline_per_frame']:.2f}. A row that does not beat this has "
         "learnt nothing.",
         "KL splits into information (upper bound) and aggregate mismatch (lower bound), read on "
         "held-out sequences; W2 is the closed form, an upper bound of what a one-step critic "
         "estimates; prior scale is the average deviation of p(z_t | h_t), with which distances "
-        "shrink; k-hat above 0.7: the bound's own estimate is unreliable for single sequences.",
+        "shrink; k-hat above 0.7: the bound's own estimate is unreliable for single sequences "
+        "(constant: all weights are equal, there is no tail). FIVO is a particle filter's bound.",
         *(f"Made by `{command}` at commit {commit}." for command, commit in made),
     ]
     if settings["steps"] < SHORT:
@@ -162,6 +167,11 @@ def free_generation(
     mask = torch.ones(draws, length, dtype=torch.bool)
     with seeded(seed):
         return recipe.model(None, mask)
+
+
+def _validation(result: dict[str, Any]) -> Any:
+    """Bound of the best parameters on the validation split, nats a frame; None if not finite."""
+    return result[f"validation_{result['settings'].get('validate_by', 'iwae')}_per_frame"]
 
 
 def _cell(values: list[Any]) -> str:

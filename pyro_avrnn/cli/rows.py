@@ -27,6 +27,11 @@ class Row:
     view: str | None = None
     kl: Weight = 1.0  # weight of the KL term
     weight: Weight = 0.0  # weight of the critic's penalty
+    bound: str = "elbo"  # elbo, iwae, fivo
+    particles: int = 1  # K of the bound in training
+    dropout: float = 0.0  # share of x's features hidden in training
+    lr: float | None = None  # Adam's, where it is not the comparison's
+    weight_decay: float | None = None  # AdamW's, likewise
     guide: str = "filtering"
     prior: str = "conditional"
     cell: str = "gru"
@@ -52,10 +57,13 @@ class Row:
         """In words, for results.json."""
         if self.schedule == "none":
             return "log-likelihood"
-        kl = f"{show(self.kl)} KL"
-        if self.schedule == "elbo":
-            return f"reconstruction - {kl}"
-        return f"reconstruction - {kl} - {show(self.weight)} critic"
+        if self.bound == "elbo":
+            bound = f"reconstruction - {show(self.kl)} KL"
+        else:
+            bound = f"{self.bound.upper()}-{self.particles}"
+            bound += "" if self.kl == 1.0 else f" with {show(self.kl)} KL"
+        critic = "" if self.view is None else f" - {show(self.weight)} critic"
+        return bound + critic
 
 
 _ANNEALED = (0.0, 1.0, 0.5)
@@ -72,6 +80,8 @@ ROWS: dict[str, Row] = {
         Row("rnn", "none", "RNN without latents: does z help at all?"),
         Row("elbo", "elbo", "VRNN, the ELBO from the first step"),
         Row("elbo-annealed", "elbo", "VRNN, KL weight from 0 to 1: the row to beat", kl=_ANNEALED),
+        Row("iwae", "iwae", "VRNN, the importance-weighted bound", bound="iwae", particles=4),
+        Row("fivo", "fivo", "VRNN, the particle filter's bound", bound="fivo", particles=4),
         Row(
             "alternating",
             "alternating",
@@ -146,6 +156,7 @@ def parse(text: str) -> Row:
         ("critic", [*CRITICS]),
         ("constraint", ["spectral", "gradient_penalty", "clip"]),
         ("on", ["z", "all"]),
+        ("bound", ["elbo", "iwae", "fivo"]),
     ):
         if getattr(row, key) not in allowed:
             listed = ", ".join(str(a) for a in allowed if a)
@@ -171,11 +182,15 @@ def _value(key: str, kind: Any, text: str) -> Any:
             return {"true": True, "false": False}[text.lower()]
         if kind is int or kind is float:
             return kind(text)
+        if kind == float | None:
+            return float(text)
         if kind is Weight or kind == Weight:
             start, arrow, rest = text.partition(">")
             stop, _, over = rest.partition("@")
             return (float(start), float(stop), float(over or 1.0)) if arrow else float(start)
     except (KeyError, ValueError):
-        wanted = "weight such as 0.5 or 0>1@0.5" if kind == Weight else kind.__name__
+        wanted = "weight such as 0.5 or 0>1@0.5" if kind == Weight else "number"
+        if kind in (bool, int):
+            wanted = kind.__name__
         raise ValueError(f"option {key} must be of kind {wanted}, got {text!r}") from None
     return text

@@ -13,21 +13,25 @@ from pyro.infer import SVI
 
 from inference import (
     ELBO,
+    FIVO,
+    IWAE,
     Adversarial,
     Alternating,
+    DegenerateWeightsError,
     NonFiniteLossError,
-    RegularisedELBO,
     clip,
     evaluate,
     fit,
     gradient_penalty,
+    particle_filter,
     seeded,
     spectral,
     wasserstein,
 )
+from inference.objectives import Objective
 from pyro_avrnn import recipes
 from pyro_avrnn.cli.rows import Row, schedule
-from pyro_avrnn.data import Batches, Dataset
+from pyro_avrnn.data import Batches, Dataset, Sequences
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,11 @@ class Settings:
     validate_every: int = 50
     patience: int | None = None
     num_particles: int = 64
+    validate_by: str = "iwae"  # or fivo, with 16 particles
     split: str = "test"
+
+
+BOUNDS: dict[str, type[Objective]] = {"elbo": ELBO, "iwae": IWAE, "fivo": FIVO}
 
 
 @dataclass
@@ -54,7 +62,7 @@ class Trained:
     """A row's parts: what its SVI needs and the hooks between its steps."""
 
     recipe: recipes.Recipe
-    objective: ELBO
+    objective: Objective
     hooks: list[Callable[..., dict[str, float]]]
     adversarial: Adversarial | None = None
 
@@ -67,7 +75,11 @@ def build(row: Row, data: Dataset, settings: Settings) -> Trained:
     """
     emission = "bernoulli" if data.kind == "binary" else "normal"
     sizes: dict[str, Any] = {"x_dim": data.x_dim, "h_dim": settings.h_dim}
-    common: dict[str, Any] = {"cell": row.cell, "min_scale": settings.min_scale}
+    common: dict[str, Any] = {
+        "cell": row.cell,
+        "min_scale": settings.min_scale,
+        "dropout": row.dropout,
+    }
     if row.schedule == "none":
         return Trained(recipes.rnn(**sizes, emission=emission, **common), ELBO(), [])
     common |= {
@@ -77,10 +89,9 @@ def build(row: Row, data: Dataset, settings: Settings) -> Trained:
         "prior": row.prior,
         "prior_gradient": row.prior_gradient,
     }
-    kl_weight = schedule(row.kl)
-    if row.schedule == "elbo":
-        return Trained(recipes.vrnn(**sizes, **common), ELBO(kl_weight=kl_weight), [])
-    assert row.view is not None
+    terms: dict[str, Any] = {"kl_weight": schedule(row.kl), "num_particles": row.particles}
+    if row.view is None:
+        return Trained(recipes.vrnn(**sizes, **common), BOUNDS[row.bound](**terms), [])
     normalised = row.constraint == "spectral"
     recipe = recipes.avrnn(
         **sizes,
@@ -112,7 +123,7 @@ def build(row: Row, data: Dataset, settings: Settings) -> Trained:
         standardise=row.standardise,
     )
     if row.schedule == "joint":
-        objective = RegularisedELBO([adversarial], kl_weight=kl_weight)
+        objective = BOUNDS[row.bound](**terms, regularisers=[adversarial])
         return Trained(recipe, objective, [adversarial.update], adversarial)
     alternating = Alternating(
         adversarial,
@@ -121,7 +132,7 @@ def build(row: Row, data: Dataset, settings: Settings) -> Trained:
         lr=row.adversarial_lr,
         detach_state=row.detach_state,
     )
-    objective = RegularisedELBO(kl_weight=kl_weight)
+    objective = BOUNDS[row.bound](**terms)
     return Trained(recipe, objective, [alternating.update], adversarial)
 
 
@@ -132,6 +143,7 @@ def run(
     settings: Settings,
     folder: Path,
     progress: Callable[[int], None],
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train and evaluate one row with one seed inside a parameter store of its own.
 
@@ -142,22 +154,24 @@ def run(
         settings: shared by all rows.
         folder: for ``parameters.pt`` (the best by the validation bound), ``metrics.csv``.
         progress: called with the number of steps done since the last call.
+        resume: go on with a training that was interrupted in this folder.
 
     Returns:
         A row of results.json; ``error`` says in one sentence why training stopped early, if so.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    x_valid, mask_valid = data.valid.x, data.valid.mask
     scored = getattr(data, settings.split)
     with pyro.get_param_store().scope(), seeded(seed):
         parts = build(row, data, settings)
+        lr = settings.lr if row.lr is None else row.lr
+        decay = settings.weight_decay if row.weight_decay is None else row.weight_decay
         optim = (
-            pyro.optim.AdamW({"lr": settings.lr, "weight_decay": settings.weight_decay})
-            if settings.weight_decay
-            else pyro.optim.Adam({"lr": settings.lr})
+            pyro.optim.AdamW({"lr": lr, "weight_decay": decay})
+            if decay
+            else pyro.optim.Adam({"lr": lr})
         )
         model, guide = parts.recipe.model, parts.recipe.guide
-        error = None
+        error, checkpoint = None, folder / "checkpoint.pt"
         recipes.save(parts.recipe, folder / "parameters.pt")
         try:
             history = fit(
@@ -165,7 +179,7 @@ def run(
                 Batches(data.train, settings.batch_size, seed=seed),
                 steps=settings.steps,
                 hooks=parts.hooks,
-                validation=(x_valid, mask_valid),
+                validation=_validation(model, guide, data.valid, settings, seed),
                 validate_every=settings.validate_every,
                 patience=settings.patience,
                 clip_norm=settings.clip_norm,
@@ -174,11 +188,13 @@ def run(
                 seed=seed,
                 log_every=max(settings.steps // 50, 1),
                 metrics=folder / "metrics.csv",
+                checkpoint=checkpoint,
+                resume=resume,
                 progress=progress,
             )
             found = {
                 "best_step": history.best_step,
-                "validation_iwae_per_frame": history.best_bound,
+                f"validation_{settings.validate_by}_per_frame": history.best_bound,
                 "steps": history.steps,
                 "seconds": round(history.seconds, 1),
             }
@@ -186,16 +202,22 @@ def run(
             error, found = str(failure), {}
         finally:
             recipes.save(parts.recipe, folder / "parameters.pt")
-        numbers = evaluate(
-            model,
-            guide,
-            scored.x,
-            scored.mask,
-            num_particles=settings.num_particles,
-            seed=seed,
-            adversarial=parts.adversarial,
-            train=None if row.schedule == "none" else (data.train.x, data.train.mask),
-        )
+        particles = settings.num_particles if model.z_dim else 1  # without z one is exact
+        try:
+            numbers = evaluate(
+                model,
+                guide,
+                scored.x,
+                scored.mask,
+                num_particles=particles,
+                fivo_particles=particles,
+                seed=seed,
+                adversarial=parts.adversarial,
+                train=(data.train.x, data.train.mask) if model.z_dim else None,
+            ).as_dict()
+        except DegenerateWeightsError as failure:
+            error, numbers = error or f"evaluation stopped: {failure}", {}
+    checkpoint.unlink(missing_ok=True)
     return {
         "row": row.label,
         "model": row.model,
@@ -206,13 +228,29 @@ def run(
         "data": data.name,
         "split": settings.split,
         "commit": commit(),
-        **numbers.as_dict(),
+        **numbers,
         **found,
         "error": error,
         "parameters": sum(p.numel() for p in [*model.parameters(), *guide.parameters()]),
         "settings": asdict(settings),
         "options": {k: v for k, v in asdict(row).items() if k not in ("label", "says")},
     }
+
+
+def _validation(model: Any, guide: Any, data: Sequences, settings: Settings, seed: int) -> Any:
+    """What ``fit`` scores: the batch, for IWAE-16, or a function that gives FIVO-16."""
+    if settings.validate_by == "iwae":
+        return data.x, data.mask
+
+    @torch.no_grad()
+    def score() -> float:
+        with seeded(seed):
+            filtered = particle_filter(
+                model, guide, data.x, data.mask, num_particles=16, paths=False
+            )
+        return float(filtered.log_evidence.sum()) / data.num_frames
+
+    return score
 
 
 def row_folder(out: Path, label: str, seed: int) -> Path:

@@ -18,19 +18,25 @@ from pyro_avrnn.data.sequences import Dataset, Sequences
 _EXPECTED = "a MATLAB 5 file with the cell arrays traindata, validdata and testdata"
 
 
-def piano_rolls(path: str | Path) -> Dataset:
+def piano_rolls(path: str | Path, *, segment: int | None = None) -> Dataset:
     """Read a ``.mat`` file of piano rolls; ``kind`` is "binary", the values stay 0 and 1.
 
     Args:
         path: the file; one step is a quarter note in JSB_Chorales, an eighth in the others.
+        segment: training pieces are cut into segments of at most so many steps; validation and
+            test pieces stay whole, so that their numbers compare with others'. None cuts none.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not such a file, or a roll is empty, ragged or not of 0 and 1.
     """
+    if segment is not None and segment < 1:
+        raise ValueError(f"segment must be at least 1 step, got {segment}")
     path = existing(path, _EXPECTED)
     content = _loadmat(path)
     train, valid, test = (_part(path, content, key) for key in ("train", "valid", "test"))
+    if segment is not None:
+        train = _cut(train, segment)
     with naming(path):
         return Dataset(
             path.stem,
@@ -44,6 +50,15 @@ def piano_rolls(path: str | Path) -> Dataset:
             sample_rate=None,
             origin=f"{path.name}: piano rolls in the split of Boulanger-Lewandowski et al. (2012)",
         )
+
+
+def _cut(data: Sequences, segment: int) -> Sequences:
+    pieces, names = [], []
+    for i, name in enumerate(data.names):
+        for j, piece in enumerate(data.sequence(i).split(segment)):
+            pieces.append(piece)
+            names.append(f"{name}.{j}")
+    return Sequences.from_list(pieces, names)
 
 
 def _loadmat(path: Path) -> dict[str, Any]:
