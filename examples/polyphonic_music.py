@@ -34,10 +34,10 @@ from pyro_avrnn.cli import main as avrnn
 #: what each set is trained with
 SETTINGS: dict[str, str] = {
     "JSB_Chorales": "--z-dim 32 --h-dim 32 --batch-size 64 --lr 0.006 --steps 3000",
-    "Nottingham": "--z-dim 64 --h-dim 64 --batch-size 64 --lr 0.004 --steps 4000 --segment 100",
-    "Piano_midi": "--z-dim 64 --h-dim 64 --batch-size 64 --lr 0.004 --steps 2000 --segment 100",
+    "Nottingham": "--batch-size 32 --lr 0.004 --steps 4000 --validate-every 250 --segment 100",
+    "Piano_midi": "--batch-size 32 --lr 0.003 --steps 2000 --validate-every 100 --segment 100",
 }
-COMMON = "--lr-decay --validate-every 100 --validate-by fivo --particles 128"
+COMMON = "--z-dim 64 --h-dim 64 --lr-decay --validate-every 100 --validate-by fivo --particles 128"
 SMOKE = "--z-dim 4 --h-dim 8 --steps 4 --validate-every 2 --validate-by fivo --particles 32"
 FAMILIES: dict[str, str] = {
     "elbo": "elbo-annealed:",
@@ -150,7 +150,7 @@ def main() -> int:
             for name in args.rows
             for p in chosen
         ]
-        settings = f"{SETTINGS.get(source.stem, SETTINGS['Piano_midi'])} {COMMON}"
+        settings = f"{COMMON} {SETTINGS.get(source.stem, SETTINGS['Piano_midi'])}"
         given = ["--data", str(source), "--out", str(out), "--jobs", str(args.jobs), "--resume"]
         given += (SMOKE if args.smoke else settings).split()
         given += ["--steps", str(args.steps)] if args.steps else []

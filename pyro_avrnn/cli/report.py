@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference import seeded, step_densities, to_arviz
+from inference import particle_filter, seeded, step_densities, to_arviz
 from inference.files import write_csv
 from pyro_avrnn import recipes
 from pyro_avrnn.cli import plots
@@ -117,6 +117,8 @@ def look(out: Path, best: dict[str, Any], dataset: Dataset) -> list[Path]:
     The sequence is the one of median length in the reported split, without its padding.
     """
     recipe = recipes.load(row_folder(out, best["row"], best["seed"]) / "parameters.pt")
+    recipe.model.eval()
+    recipe.guide.eval()
     split = getattr(dataset, best["split"])
     index = int(split.lengths.argsort()[len(split) // 2])
     x = split.sequence(index)
@@ -142,6 +144,11 @@ def look(out: Path, best: dict[str, Any], dataset: Dataset) -> list[Path]:
         ),
         plots.latent_posterior(posterior, out / "posterior.png", title=name),
     ]
+    with seeded(0), torch.no_grad():
+        filtered = particle_filter(recipe.model, recipe.guide, x.unsqueeze(0), num_particles=128)
+    pictures.append(
+        plots.particle_health(filtered, out / "filter.png", title=f"Do 128 particles live? {name}")
+    )
     return [path, *pictures]
 
 
