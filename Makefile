@@ -5,7 +5,7 @@ OUT ?= runs/demo
 PYRO_AVRNN_DATA ?= ../shared/data
 TIMIT ?= $(PYRO_AVRNN_DATA)/timit.zip
 
-.PHONY: demo test lint vowels timit tune-vowels tune-timit clean
+.PHONY: demo test lint vowels timit tune-vowels tune-timit exact tune-music music benchmark clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -61,6 +61,23 @@ timit: .venv/.installed  ## the table on TIMIT: 3 seeds
 	$(BIN)/avrnn compare $(SPEECH) --seeds 3 --out examples/results/timit \
 		--rows $(call quoted,rnn elbo elbo-annealed $(firstword $(PAPER)) $(lastword $(PAPER)) conditional:weight=30 \
 		joint:weight=30 conditional+kl:weight=0>1@0.5 joint+kl:weight=0>100@0.5)
+
+exact: .venv/.installed  ## bounds, filters and guides where the truth is known: 15 seconds
+	$(BIN)/python examples/exact_references.py --out examples/results/exact
+
+# Piano rolls: JSB_Chorales.mat, Nottingham.mat, Piano_midi.mat lie in MUSIC.
+MUSIC ?= $(PYRO_AVRNN_DATA)
+SONGS := $(BIN)/python examples/polyphonic_music.py
+tune-music: .venv/.installed  ## 2 candidates a training on JSB, validation split, 1 seed
+	$(SONGS) $(MUSIC)/JSB_Chorales.mat --tune --steps 2000 --out examples/results/tune-music-jsb
+
+music: .venv/.installed  ## the tables of music: JSB with 3 seeds, the others with 1
+	$(SONGS) $(MUSIC)/JSB_Chorales.mat --seeds 3 --out examples/results/music-jsb
+	$(SONGS) $(MUSIC)/Nottingham.mat --out examples/results/music-nottingham
+	$(SONGS) $(MUSIC)/Piano_midi.mat --out examples/results/music-piano
+
+benchmark: .venv/.installed  ## the cost of resampling, the memory of an evaluation
+	$(BIN)/python examples/benchmark.py --out examples/results/benchmark
 
 clean:
 	rm -rf .venv runs

@@ -121,6 +121,11 @@ class Adversarial:
         self.divergence.constraint.check(critic)
         self.optim = optim or torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.9))
 
+    @property
+    def sees_path(self) -> bool:
+        """Whether the critic is shown earlier codes, as a path."""
+        return self.view in (trajectory, trajectory_redrawn)
+
     def penalty(self, densities: StepDensities, posterior: Tensor | None = None) -> Tensor:
         """Scalar, differentiable in prior and guide; the critic is a constant in eval mode here.
 

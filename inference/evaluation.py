@@ -132,6 +132,10 @@ def evaluate(
     ):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if not bool(mask.any()):
+        raise ValueError(
+            f"mask must observe a frame of some sequence, got {tuple(mask.shape)} with none"
+        )
     parts: dict[str, list[Tensor]] = {}
     with seeded(seed), evaluating(model, guide):
         for i in range(0, len(x), batch_size):
@@ -203,14 +207,15 @@ def evaluate(
     ):
         if column in columns:
             numbers[name] = per_frame(columns[column])[0]
+    some = mask.any(dim=1)  # a sequence without a frame says nothing of the weights
     if "pareto_k" in columns:
-        finite = columns["pareto_k"][~columns["pareto_k"].isnan()]
-        numbers["pareto_k_constant"] = 1.0 - len(finite) / len(columns["pareto_k"])
+        finite = columns["pareto_k"][some & ~columns["pareto_k"].isnan()]
+        numbers["pareto_k_constant"] = 1.0 - len(finite) / int(some.sum())
         if len(finite):
             numbers["pareto_k_median"] = float(finite.median())
             numbers["pareto_k_above_07"] = float((finite > 0.7).double().mean())
     if "first_ancestors" in columns:
-        numbers["filter_first_ancestors"] = float(columns["first_ancestors"].mean())
+        numbers["filter_first_ancestors"] = float(columns["first_ancestors"][some].mean())
         numbers["fivo_particles"] = fivo_particles
     if "shift" in columns:
         mean = columns["shift"].sum(dim=0) / frames
@@ -226,7 +231,7 @@ def evaluate(
         num_particles=num_particles,
         frames=int(frames),
         sequences=len(x),
-        effective_sample_size=float(columns["ess"].mean()),
+        effective_sample_size=float(columns["ess"][some].mean()),
         **numbers,
     )
 
@@ -290,6 +295,7 @@ def _averages(d: Any, adversarial: Adversarial | None) -> dict[str, Tensor]:
     }
     if adversarial is not None:
         count = d.mask.sum(dim=0)[0]
+        distance = adversarial.distance(d) if bool(count.any()) else 0.0
         # an average over this batch's frames, shared out by length
-        pieces["critic"] = adversarial.distance(d) * count.to(d.log_prior)
+        pieces["critic"] = distance * count.to(d.log_prior)
     return pieces

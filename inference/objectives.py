@@ -110,7 +110,7 @@ class Objective:
     regularisers: Sequence[Regulariser] = ()
     clock: Clock = field(default_factory=Clock)
     terms: dict[str, Tensor | float] = field(default_factory=dict, init=False, repr=False)
-    bound: ClassVar[tuple[str, ...]] = ()  # its value's name in terms, the ELBO being there anyway
+    bound: ClassVar[str] = ""  # name of the value in terms; the ELBO is there anyway
 
     def __post_init__(self) -> None:
         if self.num_particles < 1:
@@ -130,12 +130,13 @@ class Objective:
             self.find_fault(densities.log_weight.detach())
         fit, kl = reconstruction(densities), rate(densities)
         self.terms = {
-            **{name: objective.detach().sum() / frames for name in self.bound},
             "reconstruction": fit.detach().sum() / frames,
             "kl": kl.detach().sum() / frames,
             "elbo": (fit - kl).detach().sum() / frames,
             "kl_weight": weight,
         }
+        if self.bound:
+            self.terms = {self.bound: objective.detach().sum() / frames, **self.terms}
         loss = -objective.sum()
         for regulariser in self.regularisers:
             price = self.clock.weight(regulariser.weight)
@@ -226,7 +227,7 @@ class IWAE(Objective):
     """
 
     num_particles: int = 4
-    bound: ClassVar[tuple[str, ...]] = ("iwae",)
+    bound: ClassVar[str] = "iwae"
     doubly_reparameterised: bool = False
 
     def __call__(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
@@ -288,7 +289,7 @@ class FIVO(Objective):
     """
 
     num_particles: int = 4
-    bound: ClassVar[tuple[str, ...]] = ("fivo",)
+    bound: ClassVar[str] = "fivo"
     resampler: str | Resampler = "systematic"
     criterion: str | Criterion = "ess"
     score_function: bool = False
@@ -302,6 +303,11 @@ class FIVO(Objective):
             raise NotImplementedError(
                 "score_function=True needs independent draws of the ancestors; use "
                 "resampler='multinomial'"
+            )
+        if any(getattr(r, "sees_path", False) for r in self.regularisers):
+            raise NotImplementedError(
+                "a critic of paths cannot follow particles that are resampled; use the view "
+                "marginal, conditional or joint, or IWAE"
             )
 
     def __call__(self, model: Any, guide: Any, *args: Any) -> Tensor:

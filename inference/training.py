@@ -220,7 +220,9 @@ def _svi_step(
     except DegenerateWeightsError as error:
         zero_grads(_captured(capture))
         raise NonFiniteLossError(
-            f"training stopped at step {step}: {error}; the best parameters before it are kept"
+            f"training stopped at step {step}: {error}; the best parameters before it are kept. "
+            "Where it had gone well till then, try a smaller learning rate or gradient clipping "
+            "(clip_norm)"
         ) from error
     parameters = _captured(capture)
     frames = _frames(batch)

@@ -82,8 +82,9 @@ def pareto_k(log_weight: Tensor) -> Tensor:
         log_weight: ``(K, B)``, summed over steps, K at least 25.
 
     Returns:
-        ``(B,)``; NaN where all weights are equal (the guide is exact there), infinity where
-        one weight is larger than the others by more than numbers can tell.
+        ``(B,)``; NaN where all weights are equal, or most are and the others differ by less than
+        a tenth (the guide is exact there), infinity where a few are larger than the others by
+        more than numbers can tell.
 
     Raises:
         ValueError: fewer than 25 particles.
@@ -97,11 +98,13 @@ def pareto_k(log_weight: Tensor) -> Tensor:
     same = 1e-9 + 8 * torch.finfo(log_weight.dtype).eps * log_weight.abs().amax(dim=0)
     values = []
     for column, round_off in zip((ordered - ordered[0]).unbind(dim=1), same.tolist(), strict=True):
-        excess = (column[:tail].exp() - column[tail].exp()).flip(0)
         if float(column[0] - column[-1]) < round_off:
             values.append(math.nan)
-        elif not float(excess[tail // 4]) > 1e-30:  # one weight has it all: no tail to fit
-            values.append(math.inf)
-        else:
+            continue
+        excess = (column[:tail].exp() - column[tail].exp()).flip(0)
+        excess = excess[excess > 0.0]  # ties with where the tail begins are not in it
+        if len(excess) >= 5 and float(excess[int(len(excess) / 4 - 0.5)]) > 1e-30:
             values.append(fit_generalized_pareto(excess)[0])
+        else:  # a few weights have it all, or all but a few are equal: no tail to fit
+            values.append(math.inf if float(column[0] - column[-1]) > 0.1 else math.nan)
     return torch.tensor(values, device=log_weight.device)

@@ -49,7 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(given)
     try:
         return _compare(args, shlex.join(["avrnn", *given]))
-    except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
+    except (
+        ArithmeticError,
+        ImportError,
+        NotImplementedError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:
         if os.environ.get("AVRNN_TRACEBACK"):
             raise
         first = next(iter(str(error).splitlines()), type(error).__name__)

@@ -71,11 +71,16 @@ def compare(
         "data": dataset.name,
         "baseline_per_frame": about["baseline_per_frame"],
         "sequences": len(getattr(dataset, settings.split)),
+        "reader": options,
         "settings": asdict(settings),
     }
+    about["reader"] = options
     results = _kept(out, facts) if resume else []
-    if not resume and (out / "results.json").is_file():
-        (out / "results.json").replace(out / "results.previous.json")
+    if not resume:
+        if (out / "results.json").is_file():
+            (out / "results.json").replace(out / "results.previous.json")
+        for begun in (out / "rows").glob("*/checkpoint.pt"):
+            begun.unlink()
     write_json(_facts_path(out), facts)
     done = {(r["row"], r["seed"]) for r in results}
     todo = [(r, s) for r in rows for s in seeds if (r.label, s) not in done]
@@ -132,17 +137,19 @@ def _kept(out: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Finished rows of an earlier results.json, all made from this data with these settings."""
     path, begun = out / "results.json", _facts_path(out)
     same = json.loads(json.dumps(facts))
+    at = path
     try:
-        earlier = (
-            [r for r in json.loads(path.read_text()) if not r["error"]] if path.is_file() else []
-        )
-        others = [r["row"] for r in earlier if any(_with_defaults(r)[k] != same[k] for k in same)]
+        earlier = json.loads(path.read_text()) if path.is_file() else []
+        earlier = [r for r in earlier if not r["error"]]
+        kept = [_completed(r, same) for r in earlier]
+        others = [r["row"] for r in kept if any(r[k] != same[k] for k in same)]
         places = [row_folder(out, r["row"], r["seed"]) for r in earlier]
-        if begun.is_file() and _with_defaults(json.loads(begun.read_text())) != same:
+        at = begun
+        if begun.is_file() and _completed(json.loads(begun.read_text()), same) != same:
             others.append("one that was begun")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not a results file of this command; remove it or leave out --resume"
+            f"{at} is not a results file of this command; remove it or leave out --resume"
         ) from error
     if others:
         raise ValueError(
@@ -152,9 +159,10 @@ def _kept(out: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
     return [r for r, place in zip(earlier, places, strict=True) if place.is_dir()]
 
 
-def _with_defaults(facts: dict[str, Any]) -> dict[str, Any]:
-    """The same, with the defaults of settings that are younger than the file."""
-    return facts | {"settings": asdict(Settings(**facts["settings"]))}
+def _completed(facts: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """The same, with what a file older than a setting does not say."""
+    settings = asdict(Settings(**facts["settings"]))
+    return {"reader": here["reader"], **facts, "settings": settings}
 
 
 def _train(

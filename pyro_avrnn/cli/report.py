@@ -72,7 +72,7 @@ def table(results: list[dict[str, Any]]) -> str:
         of_row = [r for r in results if r["row"] == label]
         cells = [_cell([r.get(key) for r in of_row]) for _, key in _COLUMNS]
         if all(r.get("pareto_k_constant") == 1.0 for r in of_row):
-            cells[_K_HAT] = "constant"
+            cells[_K_HAT] = "weights constant"
         lines.append([label, *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
@@ -94,7 +94,7 @@ def table(results: list[dict[str, Any]]) -> str:
         "held-out sequences; W2 is the closed form, an upper bound of what a one-step critic "
         "estimates; prior scale is the average deviation of p(z_t | h_t), with which distances "
         "shrink; k-hat above 0.7: the bound's own estimate is unreliable for single sequences "
-        "(constant: all weights are equal, there is no tail). FIVO is a particle filter's bound.",
+        "(weights constant: they have no tail). FIVO is a particle filter's bound.",
         *(f"Made by `{command}` at commit {commit}." for command, commit in made),
     ]
     if settings["steps"] < SHORT:

@@ -161,6 +161,14 @@ def parse(text: str) -> Row:
         if getattr(row, key) not in allowed:
             listed = ", ".join(str(a) for a in allowed if a)
             raise ValueError(f"{key} must be one of {listed}, got {getattr(row, key)!r}")
+    for key, fits, wanted in (
+        ("lr", row.lr is None or row.lr > 0.0, "more than 0"),
+        ("weight_decay", row.weight_decay is None or row.weight_decay >= 0.0, "at least 0"),
+        ("particles", row.particles >= 1, "at least 1"),
+        ("dropout", 0.0 <= row.dropout < 1.0, "in [0, 1)"),
+    ):
+        if not fits:
+            raise ValueError(f"option {key} must be {wanted}, got {getattr(row, key):g}")
     return row
 
 

@@ -216,7 +216,14 @@ def run(
                 train=(data.train.x, data.train.mask) if model.z_dim else None,
             ).as_dict()
         except DegenerateWeightsError as failure:
-            error, numbers = error or f"evaluation stopped: {failure}", {}
+            error = error or f"evaluation stopped: {failure}"
+            numbers = {
+                **dict.fromkeys(("elbo_per_frame", "iwae_per_frame", "fivo_per_frame")),
+                **dict.fromkeys(("reconstruction_per_frame", "kl_per_frame")),
+                "num_particles": particles,
+                "frames": scored.num_frames,
+                "sequences": len(scored),
+            }
     checkpoint.unlink(missing_ok=True)
     return {
         "row": row.label,

@@ -23,13 +23,14 @@ from pyro_avrnn.cli.runs import Settings, build, row_folder, run, write_json
 # the module; the package's attribute of that name is the function
 COMPARE = sys.modules["pyro_avrnn.cli.compare"]
 TINY = ["--steps", "6", "--h-dim", "8", "--z-dim", "2", "--particles", "25", "--jobs", "1"]
-PICTURES = ("learning_curves", "critic_curves", "rate", "sequences", "posterior")
+PICTURES = ("learning_curves", "critic_curves", "rate", "sequences", "posterior", "filter")
 FILES = ("results.json", "metrics.csv", "table.md", "posterior.nc") + tuple(
     f"{name}.png" for name in PICTURES
 )
 KEYS = {
     *("row", "model", "objective", "view", "schedule", "seed", "data", "split", "commit"),
     *("iwae_per_frame", "elbo_per_frame", "reconstruction_per_frame", "kl_per_frame"),
+    *("fivo_per_frame", "fivo_per_frame_se", "fivo_particles", "filter_ess"),
     *("num_particles", "frames", "seconds", "standardisation", "min_scale"),
 }
 
@@ -47,12 +48,18 @@ def serial(single: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings in this process: a worker process costs seconds, and is tested once below."""
 
     def train(
-        todo: Any, source: str, options: dict[str, Any], settings: Any, out: Path, jobs: int
+        todo: Any,
+        source: str,
+        options: dict[str, Any],
+        settings: Any,
+        out: Path,
+        jobs: int,
+        resume: bool,
     ) -> Iterator[dict[str, Any]]:
         loaded = data.load(source, **options)
         for row, seed in todo:
             folder = row_folder(out, row.label, seed)
-            yield run(row, seed, loaded, settings, folder, lambda steps: None)
+            yield run(row, seed, loaded, settings, folder, lambda steps: None, resume)
 
     monkeypatch.setattr(COMPARE, "_train", train)
 
@@ -175,6 +182,35 @@ def test_without_rows_the_default_ones_are_compared(
     assert asked[1] == ["rnn", "marginal", "marginal+kl"]
 
 
+def test_a_segments_length_goes_to_the_reader(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[dict[str, int]] = []
+    monkeypatch.setattr(
+        "pyro_avrnn.cli.compare", lambda *_, options, **__: asked.append(options) or 0
+    )
+    cases = (["rolls.mat"], ["ROLLS.MAT", "7"], ["t.zip"], [str(tmp_path), "7"], ["vowels"])
+    for source, *segment in cases:
+        given = ["--segment", *segment] if segment else []
+        assert main(["compare", "--data", source, *given]) == 0
+    assert asked == [{}, {"segment": 7}, {"segment": 100}, {"segment": 7}, {}]
+
+
+def test_rows_with_other_bounds_stand_in_the_table(
+    tmp_path: Path, serial: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = small_npz(tmp_path / "waves.npz"), tmp_path / "out"
+    base = [*TINY, "--data", str(source), "--out", str(out), "--validate-by", "fivo"]
+    assert main(["compare", *base, "--rows", "iwae:dropout=0.2", "fivo"]) == 0
+    rows = read(out)
+    assert [r["objective"] for r in rows] == ["IWAE-4", "FIVO-4"]
+    assert all(set(r) > KEYS | {"validation_fivo_per_frame"} for r in rows)
+    said = capsys.readouterr().out
+    assert "| FIVO-25 |" in said and "Best parameters by the validation FIVO-16" in said
+    for r in rows:
+        assert re.search(rf"^\| {r['row']} +\| {r['fivo_per_frame']:.2f} ", said, re.MULTILINE)
+
+
 def test_piano_rolls(tmp_path: Path, serial: None, capsys: pytest.CaptureFixture[str]) -> None:
     random = np.random.default_rng(0)
     cells: dict[str, Any] = {}
@@ -193,6 +229,12 @@ def test_piano_rolls(tmp_path: Path, serial: None, capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     assert "densities of 0/1 data" in said and "Independent Bernoullis" in said
     assert "scale floor" not in said
+    short = ["compare", *base, "--rows", "rnn", "--segment"]
+    assert main([*short, "2"]) == 0
+    (row,) = read(out)
+    assert row["sequences"] == 2 and row["frames"] == 4 + 5  # the test pieces stay whole
+    assert main([*short, "0"]) == 2
+    assert "segment must be at least 1 step, got 0" in capsys.readouterr().err
 
 
 def test_timit(tmp_path: Path, serial: None, data_folder: Path) -> None:
@@ -324,6 +366,14 @@ def test_bad_data_is_one_sentence(
         (["--clip-norm", "-5"], "--clip-norm must be more than 0, got -5"),
         (["--weight-decay", "-1"], "--weight-decay must be at least 0, got -1"),
         (["--data", ""], "source must be 'vowels'"),
+        (
+            ["--segment", "5"],
+            r"--segment is for TIMIT and piano rolls \(\.mat\), got --data vowels",
+        ),
+        (["--data", "a.npz", "--segment", "5"], r"--segment is for .*, got --data a\.npz"),
+        (["--validate-by", "elbo"], "invalid choice: 'elbo'"),
+        (["--particles", "0"], "--particles must be at least 1, got 0"),
+        (["--rows", "elbo:bound=elbow"], "bound must be one of elbo, iwae, fivo, got 'elbow'"),
     ],
 )
 def test_bad_arguments_are_one_sentence(

@@ -439,6 +439,57 @@ def test_piano_rolls_refuse_damaged_files(tmp_path: Path) -> None:
         load(tmp_path / "no.mat")
 
 
+def rolls(lengths: tuple[int, ...], keys: int = 4) -> np.ndarray:
+    """Rolls of 0 and 1 that differ at every step: the binary digits of a running number."""
+    starts = np.cumsum([1, *lengths])
+    counted = [np.arange(a, a + n)[:, None] for a, n in zip(starts, lengths, strict=False)]
+    return cells(*(((number >> np.arange(keys)) & 1).astype("uint8") for number in counted))
+
+
+@pytest.mark.parametrize("segment", [1, 2, 3, 4, 7, 100])
+def test_training_rolls_are_cut_into_segments_and_no_others(tmp_path: Path, segment: int) -> None:
+    lengths = (7, 1, 3, 4)
+    path = savemat(
+        tmp_path / "rolls.mat",
+        traindata=rolls(lengths),
+        validdata=rolls((5, 2)),
+        testdata=rolls((6,)),
+    )
+    whole, cut = piano_rolls(path), load(path, segment=segment)
+    pieces = [list(range(0, n, segment)) for n in lengths]
+    assert cut.train.names == tuple(
+        f"train-{i}.{j}" for i, starts in enumerate(pieces) for j in range(len(starts))
+    )
+    assert cut.train.lengths.tolist() == [
+        min(segment, n - a) for n, starts in zip(lengths, pieces, strict=True) for a in starts
+    ]
+    assert cut.train.num_frames == whole.train.num_frames == sum(lengths)
+
+    def frames(dataset: Dataset) -> torch.Tensor:
+        return torch.cat([dataset.train.sequence(i) for i in range(len(dataset.train))])
+
+    assert torch.equal(frames(cut), frames(whole))  # all of them, in their order
+    for a, b in ((cut.valid, whole.valid), (cut.test, whole.test)):
+        assert torch.equal(a.x, b.x) and torch.equal(a.mask, b.mask) and a.names == b.names
+    assert independent_baseline(cut) == pytest.approx(independent_baseline(whole), rel=1e-6)
+    assert (cut.kind, cut.name, cut.origin) == (whole.kind, whole.name, whole.origin)
+
+
+def test_jsb_chorales_in_segments(shared: Callable[[str], Path]) -> None:
+    data = load(shared("JSB_Chorales.mat"), segment=50)
+    assert [s.num_frames for s in (data.train, data.valid, data.test)] == [13_807, 4_602, 4_725]
+    assert len(data.train) > 229 and int(data.train.lengths.max()) == 50
+    assert (len(data.valid), len(data.test)) == (76, 77)
+
+
+@pytest.mark.parametrize("segment", [0, -5])
+def test_a_segment_holds_a_step(tmp_path: Path, segment: int) -> None:
+    for path in (savemat(tmp_path / "rolls.mat"), tmp_path / "no.mat"):
+        with pytest.raises(ValueError) as error:
+            piano_rolls(path, segment=segment)
+        sentence(error, f"segment must be at least 1 step, got {segment}")
+
+
 # ---- npz ----
 
 REAL = np.arange(60.0).reshape(10, 3, 2)

@@ -418,3 +418,19 @@ def test_weights_of_any_spread_have_a_k_hat(scale: float) -> None:
     k = pareto_k(torch.randn(64, 200) * scale)
     assert not k.isnan().any() and bool((k > -1.0).all())
     assert float(k.median()) > (0.2 if scale == 1.0 else 2.0)
+
+
+@pytest.mark.parametrize("particles", [25, 64, 100])
+def test_weights_with_ties_where_the_tail_begins_have_a_k_hat(particles: int) -> None:
+    tail = int(min(particles / 5, 3 * math.sqrt(particles)))
+    larger = torch.linspace(0.5, 2.0, tail - 1)
+    # the quartile that Pyro's fit divides by is number int(tail / 4 - 0.5) from below
+    ties = int(tail / 4 - 0.5) + 1
+    log_weight = torch.cat([larger[: tail - ties], torch.zeros(particles - tail + ties)])
+    assert not pareto_k(log_weight.unsqueeze(1)).isnan().any()
+
+
+def test_weights_that_hardly_vary_have_a_k_hat_in_float32() -> None:
+    # a guide that nearly is the prior, of a model that hardly reads z
+    log_weight = (1e-4 * torch.randn(64, 200) - 300.0).float()
+    assert pareto_k(log_weight).shape == (200,)

@@ -6,11 +6,14 @@ import torch
 from pyro.infer import SVI
 
 from inference import (
+    FIVO,
+    IWAE,
     Adversarial,
     RegularisedELBO,
     evaluate,
     fit,
     gradient_penalty,
+    particle_filter,
     to_arviz,
     wasserstein,
 )
@@ -61,3 +64,24 @@ def test_adversarial_training_and_diagnostics_run_on_the_gpu(view: str) -> None:
     )
     assert found.frames == 40
     assert to_arviz(r.model, r.guide, x[0], draws=10) is not None
+
+
+@pytest.mark.parametrize("resampler", ["multinomial", "stratified", "systematic"])
+@pytest.mark.parametrize("criterion", ["never", "always", "ess"])
+def test_filters_and_their_bounds_run_on_the_gpu(resampler: str, criterion: str) -> None:
+    r = recipes.vrnn(3, 2, 8)
+    r.model.cuda()
+    r.guide.cuda()
+    x = torch.randn(4, 6, 3, device="cuda")
+    mask = (torch.arange(6) < torch.tensor([[6], [3], [1], [5]])).cuda()
+    settings = {"num_particles": 8, "resampler": resampler, "criterion": criterion}
+    torch.manual_seed(1)
+    filtered = particle_filter(r.model, r.guide, x, mask, **settings)
+    assert filtered.trajectories().is_cuda
+    torch.manual_seed(1)
+    loss = FIVO(**settings)(r.model, r.guide, x, mask)
+    torch.testing.assert_close(-loss, filtered.log_evidence.sum(), rtol=1e-8, atol=1e-8)
+    loss.backward()
+    IWAE(num_particles=4, doubly_reparameterised=True)(r.model, r.guide, x, mask).backward()
+    found = evaluate(r.model, r.guide, x, mask, num_particles=25, fivo_particles=25)
+    assert found.fivo_per_frame is not None

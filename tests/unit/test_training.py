@@ -16,8 +16,11 @@ from torch.distributions import constraints
 
 from inference import (
     ELBO,
+    FIVO,
+    IWAE,
     Adversarial,
     Clock,
+    DegenerateWeightsError,
     NonFiniteLossError,
     Ramp,
     RegularisedELBO,
@@ -397,6 +400,36 @@ def test_a_loss_that_is_not_finite_names_step_and_term_and_keeps_what_was_before
     load_parameters(path, other.model, other.guide)
     assert same(copied(other), seen[-1])
     assert "gradient_norm" in (tmp_path / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("loss", [ELBO, IWAE, FIVO])
+def test_weights_that_fail_inside_a_training_name_step_and_sequence(
+    tmp_path: Path, loss: type
+) -> None:
+    recipe, seen = pair(), []
+    x, mask = batch()
+    far = x.clone()
+    far[2, 1] = 1e200  # its density is 0 in floating point numbers, under any draw
+    far[1, 2:] = 1e200  # padding
+    with pytest.raises(NonFiniteLossError) as error:
+        train(
+            recipe,
+            loss(),
+            batches=[(x, mask), (x, mask), (far, mask)],
+            hooks=[lambda *_: seen.append(copied(recipe)) or {}],
+            save_to=tmp_path / "best.pt",
+        )
+    said = str(error.value)
+    assert said.startswith(
+        "training stopped at step 3: the particles' weights at step 2 of sequence 2 (counted "
+    )
+    assert "the best parameters before it are kept" in said and "\n" not in said
+    cause = error.value.__cause__
+    assert isinstance(cause, DegenerateWeightsError) and (cause.step, cause.sequence) == (2, 2)
+    assert len(seen) == 2 and same(copied(recipe), seen[-1])
+    other = pair(seed=2)
+    load_parameters(tmp_path / "best.pt", other.model, other.guide)
+    assert same(copied(other), seen[-1])
 
 
 def test_after_a_loss_that_is_not_finite_the_best_parameters_are_in_place(tmp_path: Path) -> None:
