@@ -69,7 +69,7 @@ exact: .venv/.installed  ## bounds, filters and guides where the truth is known:
 MUSIC ?= $(PYRO_AVRNN_DATA)
 SONGS := $(BIN)/python examples/polyphonic_music.py
 tune-music: .venv/.installed  ## 2 candidates a training on JSB, validation split, 1 seed
-	$(SONGS) $(MUSIC)/JSB_Chorales.mat --tune --steps 2000 --out examples/results/tune-music-jsb
+	$(SONGS) $(MUSIC)/JSB_Chorales.mat --tune --out examples/results/tune-music-jsb
 
 music: .venv/.installed  ## the tables of music: JSB with 3 seeds, the others with 1
 	$(SONGS) $(MUSIC)/JSB_Chorales.mat --seeds 3 --out examples/results/music-jsb

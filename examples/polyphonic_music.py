@@ -33,7 +33,7 @@ from pyro_avrnn.cli import main as avrnn
 
 #: what each set is trained with
 SETTINGS: dict[str, str] = {
-    "JSB_Chorales": "--z-dim 32 --h-dim 32 --batch-size 64 --lr 0.006 --steps 3000",
+    "JSB_Chorales": "--z-dim 32 --h-dim 32 --batch-size 64 --lr 0.006 --steps 2000",
     "Nottingham": "--batch-size 32 --lr 0.004 --steps 4000 --validate-every 250 --segment 100",
     "Piano_midi": "--batch-size 32 --lr 0.003 --steps 2000 --validate-every 100 --segment 100",
 }

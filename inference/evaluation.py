@@ -105,7 +105,7 @@ def evaluate(
         x: ``(B, T, X)``.
         mask: ``(B, T)`` bool, a prefix.
         num_particles: K of the importance-weighted bound; k-hat needs 25.
-        batch_size: sequences scored at once.
+        batch_size: sequences scored at once, fewer where they are long.
         particles_at_once: of those K, the last portion being what is left; None chooses by the
             length of the sequences. Draws, not their meaning, depend on both portions.
         fivo_particles: K of the particle filter's bound, for models with single steps; None
@@ -137,9 +137,12 @@ def evaluate(
             f"mask must observe a frame of some sequence, got {tuple(mask.shape)} with none"
         )
     parts: dict[str, list[Tensor]] = {}
+    longest = int(mask.sum(dim=1).max())
+    together = longest * min(num_particles, particles_at_once or num_particles)
+    portion = min(batch_size, max(_FRAMES_AT_ONCE // together, 1))
     with seeded(seed), evaluating(model, guide):
-        for i in range(0, len(x), batch_size):
-            xs, masks = _cut(x[i : i + batch_size], mask[i : i + batch_size])
+        for i in range(0, len(x), portion):
+            xs, masks = _cut(x[i : i + portion], mask[i : i + portion])
             try:
                 pieces = _bounds(
                     model, guide, xs, masks, num_particles, particles_at_once, adversarial
@@ -149,7 +152,6 @@ def evaluate(
             for name, piece in pieces.items():
                 parts.setdefault(name, []).append(piece)
         if fivo_particles is not None:
-            longest = max(int(mask.sum(dim=1).max()), 1)
             portion = min(batch_size, max(_FILTERED_AT_ONCE // (fivo_particles * longest), 1))
             for i in range(0, len(x), portion):
                 xs, masks = _cut(x[i : i + portion], mask[i : i + portion])
