@@ -273,12 +273,16 @@ def test_long_sequences_are_cut_into_portions_unasked(monkeypatch: pytest.Monkey
         return rollout(self, guide, *args, num_particles=num_particles, **kwargs)
 
     monkeypatch.setattr(type(recipe.model), "rollout", counted)
-    # 5 sequences of 5 steps, padding counted, are 25 frames
+    # 10 particles of 5 steps are 50 frames: two sequences at once, the last one alone
     monkeypatch.setattr("inference.evaluation._FRAMES_AT_ONCE", 100)
     found = evaluate(recipe.model, recipe.guide, x, mask, num_particles=10, seed=2)
+    assert asked == [10, 10, 10]
+    asked.clear()
+    monkeypatch.setattr("inference.evaluation._FRAMES_AT_ONCE", 20)  # not even one: 4 particles
+    evaluate(recipe.model, recipe.guide, x[:1, :5], mask[:1].new_ones(1, 5), num_particles=10)
     assert asked == [4, 4, 2]
     monkeypatch.undo()
-    explicit = {"num_particles": 10, "seed": 2, "particles_at_once": 4}
+    explicit = {"num_particles": 10, "seed": 2, "batch_size": 2}
     assert evaluate(recipe.model, recipe.guide, x, mask, **explicit) == found
 
 
