@@ -17,6 +17,7 @@ examples:
   avrnn compare --steps 300 --out runs/short      a quick look
   avrnn compare --data timit.zip --segment 100 --seeds 3
   avrnn compare --rows rnn elbo-annealed 'conditional:weight=0>30@0.5' joint+kl
+  avrnn compare --data JSB_Chorales.mat --rows elbo-annealed 'fivo:kl=0>1@0.5,dropout=0.1'
   avrnn compare --schedules joint --views conditional joint trajectory
 
 rows:
