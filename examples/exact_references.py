@@ -31,10 +31,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from inference import elbo, iwae, particle_filter, seeded
+from inference import Bootstrap, elbo, iwae, particle_filter, seeded
 from inference.calibration import calibrate
 from inference.files import write_csv
-from inference.particles import Bootstrap
 from pyro_avrnn.cli import plots
 from pyro_avrnn.models import LGSSM, ExactFilter, ExactSmoother, LGSSMState
 from pyro_avrnn.sequence import SequenceGuide

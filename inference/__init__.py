@@ -11,7 +11,7 @@ from inference.evaluation import Evaluation, evaluate
 from inference.files import load_parameters
 from inference.information import rate_split
 from inference.objectives import ELBO, FIVO, IWAE, RegularisedELBO, elbo, iwae
-from inference.particles import ess_below, fivo, particle_filter
+from inference.particles import Bootstrap, ess_below, fivo, particle_filter
 from inference.random import seeded
 from inference.schedules import Clock, Ramp
 from inference.traces import step_densities
@@ -24,6 +24,7 @@ __all__ = [
     "IWAE",
     "Adversarial",
     "Alternating",
+    "Bootstrap",
     "Calibration",
     "Clock",
     "DegenerateWeightsError",

@@ -4,7 +4,8 @@ The functions take log-weights of shape ``(T, K, B)`` and return one bound a seq
 classes are callables ``(model, guide, x, mask) -> loss``: the negative objective, summed over
 the batch as Pyro's own losses are. What the last call was made of is in ``terms``.
 
-ELBO <= IWAE-K <= log p(x), and FIVO-K, which resamples, is mostly above IWAE-K on long series.
+In expectation ELBO <= IWAE-K <= log p(x) and FIVO-K <= log p(x); on long series FIVO-K, which
+resamples, usually lies above IWAE-K.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from inference.particles import (
     stretches,
     temper,
 )
-from inference.protocols import StepDensities, require_stepwise
+from inference.protocols import HasRollout, StepDensities, require_stepwise
 from inference.schedules import Clock, Schedule
 from inference.traces import step_densities
 from inference.weights import log_mean_exp, normalise, require_usable
@@ -110,7 +111,7 @@ class Objective:
     regularisers: Sequence[Regulariser] = ()
     clock: Clock = field(default_factory=Clock)
     terms: dict[str, Tensor | float] = field(default_factory=dict, init=False, repr=False)
-    bound: ClassVar[str] = ""  # name of the value in terms; the ELBO is there anyway
+    bound: ClassVar[str] = ""  # name of its value in terms; the ELBO is there anyway
 
     def __post_init__(self) -> None:
         if self.num_particles < 1:
@@ -135,8 +136,9 @@ class Objective:
             "elbo": (fit - kl).detach().sum() / frames,
             "kl_weight": weight,
         }
-        if self.bound:
-            self.terms = {self.bound: objective.detach().sum() / frames, **self.terms}
+        if self.bound:  # of weighted terms the value is no bound
+            name = self.bound if weight == 1.0 else "objective"
+            self.terms = {name: objective.detach().sum() / frames, **self.terms}
         loss = -objective.sum()
         for regulariser in self.regularisers:
             price = self.clock.weight(regulariser.weight)
@@ -198,6 +200,10 @@ class ELBO(Objective):
         fit = reconstruction(densities)
         return fit - kl_weight * kl.sum(dim=0) if kl_weight else fit
 
+    def find_fault(self, log_weight: Tensor) -> None:
+        """As for other objectives, but one particle without a weight is one too many here."""
+        require_usable(log_weight.cumsum(dim=0).sum(dim=1))
+
 
 @dataclass
 class RegularisedELBO(ELBO):
@@ -220,7 +226,8 @@ class IWAE(Objective):
         num_particles, kl_weight, regularisers, clock: as for :class:`Objective`.
         doubly_reparameterised: the guide's own parameters get the doubly reparameterised
             gradient, whose signal does not drown in noise as K grows; all others, among them
-            the prior that a residual guide reads, keep the plain one. The value is the same.
+            the prior that a residual guide reads, keep the plain one. The value is the same; it
+            costs a second backward pass.
 
     Source: Burda et al. (2016), https://arxiv.org/abs/1509.00519, eq. 8; Tucker et al. (2019),
     https://arxiv.org/abs/1810.04152, eq. 8.
@@ -276,7 +283,8 @@ class FIVO(Objective):
     The gradient holds the resampled indices fixed, as its authors do: biased, but far less
     noisy. The score-function term makes it unbiased where the times of resampling do not depend
     on the weights (criterion "always"); with an adaptive criterion the jumps at its threshold
-    stay unseen. ``terms`` other than the bound average over the filter's particles.
+    stay unseen. ``terms`` other than the bound average over the filter's particles, and so do
+    penalties, whose critic is trained on draws that were not resampled.
 
     Args:
         num_particles, kl_weight, regularisers, clock: as for :class:`Objective`.
@@ -317,7 +325,13 @@ class FIVO(Objective):
             TypeError: a model or guide without single steps; what is missing is named.
             DegenerateWeightsError: all weights of a step are zero, or one is not a number.
         """
-        require_stepwise(model, guide, "rollout")
+        require_stepwise(model, guide)
+        if not isinstance(model, HasRollout):
+            raise TypeError(
+                f"model must have rollout(guide, x, mask, num_particles=, select=) for FIVO, but "
+                f"{type(model).__name__} lacks it; the log_evidence of particle_filter is "
+                "differentiable, too"
+            )
         weight = self.clock.weight(self.kl_weight)
         mask = args[1] if len(args) > 1 else None
         self._selection = Selection(self.resampler, self.criterion, mask, weight)

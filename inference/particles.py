@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference.protocols import require_stepwise
 from inference.weights import effective_sample_size, log_mean_exp, normalise
@@ -204,7 +204,8 @@ class Filtered(NamedTuple):
     """What a particle filter saw. Padded steps change no weight and no ancestor.
 
     ``log_weight`` are the normalised weights after each step and before resampling, with which
-    the particles ``z`` stand for p(z_t | x_{1:t}).
+    the particles ``z`` stand for p(z_t | x_{1:t}); ``ess`` is theirs. With auxiliary weights the
+    criterion looks at both together, and may resample above its threshold of ``ess``.
     """
 
     log_evidence: Tensor  # (B,), log Z_hat, nats a sequence
@@ -219,8 +220,8 @@ class Filtered(NamedTuple):
 
     def lineage(self) -> Tensor:
         """Index at every step of the last particles' ancestors, ``(T, K, B)``."""
-        rows = [torch.arange(self.ancestors.shape[1], device=self.ancestors.device)]
-        rows[0] = rows[0].unsqueeze(1).expand(self.ancestors.shape[1:])
+        last = torch.arange(self.ancestors.shape[1], device=self.ancestors.device)
+        rows = [last.unsqueeze(1).expand(self.ancestors.shape[1:])]
         for parents in self.ancestors[1:].flip(0):
             rows.append(parents.gather(0, rows[-1]))
         return torch.stack(rows[::-1])
@@ -244,11 +245,16 @@ class Filtered(NamedTuple):
         return 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(dim=1)
 
 
-class Bootstrap:
-    """The transition as proposal: a guide for models that have none."""
+class Bootstrap(nn.Module):
+    """The transition as proposal: a guide for models that have none; it owns no parameters.
+
+    Args:
+        model: lends its transition.
+    """
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        super().__init__()
+        self.transition = model.transition
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Nothing is read of the data."""
@@ -256,7 +262,7 @@ class Bootstrap:
 
     def proposal(self, state: Any, c_t: Tensor) -> Any:
         """p(z_t | state)."""
-        return self.model.transition(state)
+        return self.transition(state)
 
 
 def particle_filter(
@@ -294,16 +300,17 @@ def particle_filter(
         TypeError: functions are missing; they are named.
         ValueError: fewer than 1 particle, or an unknown resampler or criterion.
         DegenerateWeightsError: all weights of a step are zero or one is not a number.
+        NotImplementedError: gradients of a guide that is not reparameterised.
     """
-    guide = Bootstrap(model) if guide is None else guide
+    if guide is None and hasattr(model, "transition"):
+        guide = Bootstrap(model)
     require_stepwise(model, guide)
     if num_particles < 1:
         raise ValueError(f"num_particles must be at least 1, got {num_particles}")
-    if hasattr(model, "check"):
-        x, mask = model.check(x, mask)
-    elif mask is None:
-        mask = x.new_ones(x.shape[:2], dtype=torch.bool)
-    assert mask is not None
+    x, mask = getattr(model, "check", _checked)(x, mask)
+    learns = torch.is_grad_enabled() and any(
+        p.requires_grad for p in getattr(guide, "parameters", tuple)()
+    )
     selection = Selection(resampler, criterion, mask)
     size, length = mask.shape
     identity = torch.arange(num_particles, device=x.device).unsqueeze(1).expand(-1, size)
@@ -317,6 +324,11 @@ def particle_filter(
     for t in range(length):
         observed = mask[:, t]
         q_t = guide.proposal(state, c[:, t])
+        if learns and not q_t.has_rsample:
+            raise NotImplementedError(
+                f"the guide's {type(q_t).__name__} is not reparameterised: its parameters would "
+                "get a wrong gradient; filter under torch.no_grad()"
+            )
         z_t = q_t.rsample() if q_t.has_rsample else q_t.sample()
         step = (
             model.transition(state).log_prob(z_t)
@@ -362,6 +374,22 @@ def particle_filter(
         z=torch.stack(draws) if paths else None,
         mask=mask.t(),
     )
+
+
+def _checked(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Data and prefix mask, padding overwritten, for models that do not look themselves."""
+    if x.ndim != 3 or 0 in x.shape[:2]:
+        raise ValueError(f"x must have shape (B, T, X), got {tuple(x.shape)}")
+    if mask is None:
+        return x, x.new_ones(x.shape[:2], dtype=torch.bool)
+    if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
+        raise ValueError(
+            f"mask must be bool of shape {tuple(x.shape[:2])}, got {mask.dtype} "
+            f"{tuple(mask.shape)}"
+        )
+    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise ValueError("mask must be a prefix: True for a sequence's steps, then False")
+    return torch.where(mask.unsqueeze(-1), x, 0.0), mask
 
 
 def _take(value: Tensor, parents: Tensor) -> Tensor:

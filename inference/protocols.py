@@ -41,7 +41,12 @@ class StepDensities(Protocol):
 
 @runtime_checkable
 class HasRollout(Protocol):
-    """A model that gives all its step densities at once, faster than by tracing."""
+    """A model that gives all its step densities at once, faster than by tracing.
+
+    For FIVO it takes ``select=``, called after every step as ``select(t, log_prior,
+    log_emission, log_proposal)`` with t from 0 and constants ``(K, B)``; what it returns are the
+    indices ``(K, B)`` of the particles that go on, or None for all.
+    """
 
     def rollout(self, guide: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Step densities of model and guide."""
@@ -69,29 +74,28 @@ class Stepwise(Protocol):
         ...
 
 
-def require_stepwise(model: Any, guide: Any, *further: str) -> None:
+_PROPOSING = ("encode", "proposal")
+_STEPS = ("init", "transition", "emission", "advance")
+
+
+def require_stepwise(model: Any, guide: Any) -> None:
     """That a model and guide can be asked for single steps.
 
     Args:
         model: to have init, transition, emission and advance.
         guide: to have encode and proposal.
-        further: names that the model must have, too.
 
     Raises:
         TypeError: naming the functions that are missing.
     """
-    needs = ("init", "transition", "emission", "advance", *further)
-    for argument, value, names in (("model", model, needs), ("guide", guide, _PROPOSING)):
+    for argument, value, names in (("model", model, _STEPS), ("guide", guide, _PROPOSING)):
         missing = [name for name in names if not callable(getattr(value, name, None))]
         if missing:
             raise TypeError(
                 f"{argument} must have the stepwise functions {', '.join(names)}, but "
                 f"{getattr(value, '__name__', type(value).__name__)} lacks {', '.join(missing)}; "
-                "without single steps use IWAE or ELBO"
+                "ELBO and IWAE need no single steps"
             )
-
-
-_PROPOSING = ("encode", "proposal")
 
 
 #: Called between SVI steps with (model, guide, *batch); gives numbers for the metrics.

@@ -25,15 +25,22 @@ class NormalEmission(NormalNetwork):
         x_dim: X, the event size.
         hidden: widths of the hidden layers.
         min_scale: the floor, in units of the (standardised) data.
+        activation: of the hidden layers.
     """
 
     support = constraints.real
     expects: ClassVar[str] = "finite real numbers"
 
     def __init__(
-        self, in_dim: int, x_dim: int, hidden: Sequence[int] = (64,), *, min_scale: float = 1e-3
+        self,
+        in_dim: int,
+        x_dim: int,
+        hidden: Sequence[int] = (64,),
+        *,
+        min_scale: float = 1e-3,
+        activation: str = "relu",
     ) -> None:
-        super().__init__(in_dim, x_dim, hidden, min_scale=min_scale)
+        super().__init__(in_dim, x_dim, hidden, min_scale=min_scale, activation=activation)
 
 
 class BernoulliEmission(nn.Module):
@@ -43,14 +50,22 @@ class BernoulliEmission(nn.Module):
         in_dim: width of phi(z_t) and h together.
         x_dim: X, the event size.
         hidden: widths of the hidden layers.
+        activation: of the hidden layers.
     """
 
     support = constraints.boolean
     expects: ClassVar[str] = "0 and 1 only"
 
-    def __init__(self, in_dim: int, x_dim: int, hidden: Sequence[int] = (64,)) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        x_dim: int,
+        hidden: Sequence[int] = (64,),
+        *,
+        activation: str = "relu",
+    ) -> None:
         super().__init__()
-        self.net = MLP([in_dim, *hidden, x_dim])
+        self.net = MLP([in_dim, *hidden, x_dim], activation=activation)
 
     def forward(self, *inputs: Tensor) -> dist.Distribution:
         """The distribution given inputs of shapes ``(*batch, F_i)``; event shape ``(X,)``."""

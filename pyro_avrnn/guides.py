@@ -22,6 +22,7 @@ class FilteringGuide(SequenceGuide):
         h_dim: H, width of the state's summary.
         hidden: widths of the hidden layers.
         min_scale: floor of the proposal's scale.
+        activation: of the hidden layers.
     """
 
     def __init__(
@@ -32,9 +33,12 @@ class FilteringGuide(SequenceGuide):
         hidden: Sequence[int] = (64,),
         *,
         min_scale: float = 1e-3,
+        activation: str = "relu",
     ) -> None:
         super().__init__(model)
-        self.network = NormalNetwork(c_dim + h_dim, self.z_dim, hidden, min_scale=min_scale)
+        self.network = NormalNetwork(
+            c_dim + h_dim, self.z_dim, hidden, min_scale=min_scale, activation=activation
+        )
 
     def proposal(self, state: Any, c_t: Tensor) -> dist.Distribution:
         """q(z_t | h_t, c_t), event shape ``(Z,)``."""
@@ -48,7 +52,7 @@ class ResidualGuide(FilteringGuide):
     the text on AVRNN. The guide starts close to the prior's path, so it learns the correction.
 
     Args:
-        model, c_dim, h_dim, hidden, min_scale: as for :class:`FilteringGuide`.
+        model, c_dim, h_dim, hidden, min_scale, activation: as for :class:`FilteringGuide`.
         prior_gradient: whether the guide's gradient reaches the prior (and what feeds it)
             through the prior mean. False stops it, so that reconstruction cannot move the prior.
     """
@@ -61,9 +65,10 @@ class ResidualGuide(FilteringGuide):
         hidden: Sequence[int] = (64,),
         *,
         min_scale: float = 1e-3,
+        activation: str = "relu",
         prior_gradient: bool = True,
     ) -> None:
-        super().__init__(model, c_dim, h_dim, hidden, min_scale=min_scale)
+        super().__init__(model, c_dim, h_dim, hidden, min_scale=min_scale, activation=activation)
         self.prior_gradient = prior_gradient
 
     def proposal(self, state: Any, c_t: Tensor) -> dist.Distribution:

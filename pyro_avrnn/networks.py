@@ -35,16 +35,38 @@ def _common(*shapes: Size) -> Size:
     return torch.broadcast_shapes(*shapes)
 
 
+#: A ReLU whose input is negative for all data never learns again: in narrow networks trained with
+#: large steps a third of the units may die. The others cannot.
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
 class MLP(nn.Sequential):
-    """Linear layers with ReLU between them; ``sizes`` lists input, hidden and output widths.
+    """Linear layers with activations between them; ``sizes`` lists all widths, input to output.
 
     Args:
         sizes: at least two widths.
         final: whether an activation follows the last layer too.
         dropout: in training, the share of inputs set to zero, the others being scaled up.
+        activation: a name of ``ACTIVATIONS``.
     """
 
-    def __init__(self, sizes: Sequence[int], *, final: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        final: bool = False,
+        dropout: float = 0.0,
+        activation: str = "relu",
+    ) -> None:
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
+            )
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         if len(sizes) < 2:
@@ -53,7 +75,7 @@ class MLP(nn.Sequential):
         for i, (width_in, width_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
             layers.append(nn.Linear(width_in, width_out))
             if final or i < len(sizes) - 2:
-                layers.append(nn.ReLU())
+                layers.append(ACTIVATIONS[activation]())
         super().__init__(*layers)
         self.dropout = dropout
 
@@ -82,6 +104,7 @@ class NormalNetwork(nn.Module):
         hidden: widths of the hidden layers.
         min_scale: the floor :math:`\sigma_{\min}`, in units of the variable.
         scale_bias: :math:`b`, added to the raw scale.
+        activation: of the hidden layers, a name of ``ACTIVATIONS``.
     """
 
     def __init__(
@@ -92,12 +115,13 @@ class NormalNetwork(nn.Module):
         *,
         min_scale: float = 0.0,
         scale_bias: float = 0.5,
+        activation: str = "relu",
     ) -> None:
         super().__init__()
         if min_scale < 0:
             raise ValueError(f"min_scale must not be negative, got {min_scale}")
         self.out_dim, self.min_scale, self.scale_bias = out_dim, min_scale, scale_bias
-        self.net = MLP([in_dim, *hidden, 2 * out_dim])
+        self.net = MLP([in_dim, *hidden, 2 * out_dim], activation=activation)
 
     def parameters_of(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale, each ``(*batch, D)``."""

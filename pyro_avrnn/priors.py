@@ -33,9 +33,16 @@ class ConditionalNormal(NormalNetwork):
         z_dim: Z, the event size.
         hidden: widths of the hidden layers.
         min_scale: floor of the scale.
+        activation: of the hidden layers.
     """
 
     def __init__(
-        self, h_dim: int, z_dim: int, hidden: Sequence[int] = (64,), *, min_scale: float = 1e-3
+        self,
+        h_dim: int,
+        z_dim: int,
+        hidden: Sequence[int] = (64,),
+        *,
+        min_scale: float = 1e-3,
+        activation: str = "relu",
     ) -> None:
-        super().__init__(h_dim, z_dim, hidden, min_scale=min_scale)
+        super().__init__(h_dim, z_dim, hidden, min_scale=min_scale, activation=activation)

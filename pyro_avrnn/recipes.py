@@ -45,6 +45,7 @@ def rnn(
     cell: str = "gru",
     min_scale: float = 1e-3,
     dropout: float = 0.0,
+    activation: str = "relu",
 ) -> Recipe:
     """RNN without latents; its guide is empty.
 
@@ -55,6 +56,7 @@ def rnn(
         cell: "gru" or "lstm".
         min_scale: floor of a normal emission's scale, in units of the data.
         dropout: share of x's features hidden from the recurrence in training.
+        activation: of all hidden layers, "relu", "elu", "silu" or "tanh".
 
     Raises:
         ValueError: an unknown part; the known ones are listed.
@@ -62,9 +64,9 @@ def rnn(
     config = _config("rnn", locals())
     model = RNN(
         x_dim,
-        decoder=_emission(emission, h_dim, x_dim, h_dim, min_scale),
+        decoder=_emission(emission, h_dim, x_dim, h_dim, min_scale, activation),
         cell=_pick("cell", cell, CELLS)(h_dim, h_dim),
-        encode_x=MLP([x_dim, h_dim], final=True, dropout=dropout),
+        encode_x=MLP([x_dim, h_dim], final=True, dropout=dropout, activation=activation),
     )
     return Recipe(model, NoLatents(model), config=config)
 
@@ -81,6 +83,7 @@ def vrnn(
     min_scale: float = 1e-3,
     prior_gradient: bool = True,
     dropout: float = 0.0,
+    activation: str = "relu",
 ) -> Recipe:
     """VRNN of Chung et al. (2015).
 
@@ -95,6 +98,7 @@ def vrnn(
         min_scale: floor of a normal emission's scale, in units of the data.
         prior_gradient: for the residual guide, whether its gradient reaches the prior.
         dropout: share of x's features hidden from recurrence and guide in training.
+        activation: of all hidden layers, "relu", "elu", "silu" or "tanh".
 
     Raises:
         ValueError: an unknown part; the known ones are listed.
@@ -107,18 +111,21 @@ def vrnn(
         prior=(
             StandardNormal(z_dim)
             if prior == "standard"
-            else ConditionalNormal(h_dim, z_dim, (h_dim,))
+            else ConditionalNormal(h_dim, z_dim, (h_dim,), activation=activation)
         ),
-        decoder=_emission(emission, 2 * h_dim, x_dim, h_dim, min_scale),
+        decoder=_emission(emission, 2 * h_dim, x_dim, h_dim, min_scale, activation),
         cell=_pick("cell", cell, CELLS)(2 * h_dim, h_dim),
-        encode_x=MLP([x_dim, h_dim], final=True, dropout=dropout),
-        encode_z=MLP([z_dim, h_dim], final=True),
+        encode_x=MLP([x_dim, h_dim], final=True, dropout=dropout, activation=activation),
+        encode_z=MLP([z_dim, h_dim], final=True, activation=activation),
     )
     proposal: FilteringGuide
+    sizes = (h_dim, h_dim, (h_dim,))
     if _pick("guide", guide, GUIDES) is ResidualGuide:
-        proposal = ResidualGuide(model, h_dim, h_dim, (h_dim,), prior_gradient=prior_gradient)
+        proposal = ResidualGuide(
+            model, *sizes, activation=activation, prior_gradient=prior_gradient
+        )
     else:
-        proposal = FilteringGuide(model, h_dim, h_dim, (h_dim,))
+        proposal = FilteringGuide(model, *sizes, activation=activation)
     return Recipe(model, proposal, config=config)
 
 
@@ -134,6 +141,7 @@ def avrnn(
     min_scale: float = 1e-3,
     prior_gradient: bool = False,
     dropout: float = 0.0,
+    hidden_activation: str = "relu",
     view: str = "conditional",
     critic: str = "lstm",
     critic_dim: int = 64,
@@ -148,6 +156,7 @@ def avrnn(
             guide defaults to the paper's, which uses the mean of the prior.
         prior_gradient: False keeps the reconstruction step from moving the prior.
         dropout: as for :func:`vrnn`.
+        hidden_activation: of model and guide, as ``activation`` of :func:`vrnn`.
         view: what the critic sees: marginal, trajectory, trajectory_redrawn, conditional, joint.
         critic: "lstm", the paper's, or "feedforward".
         critic_dim: width of the critic's layers.
@@ -171,6 +180,7 @@ def avrnn(
         min_scale=min_scale,
         prior_gradient=prior_gradient,
         dropout=dropout,
+        activation=hidden_activation,
     )
     width = context_dim(view, h_dim, x_dim)
     network: nn.Module
@@ -262,9 +272,9 @@ def _pick(argument: str, name: str, known: Iterable[str]) -> Any:
 
 
 def _emission(
-    name: str, in_dim: int, x_dim: int, h_dim: int, min_scale: float
+    name: str, in_dim: int, x_dim: int, h_dim: int, min_scale: float, activation: str
 ) -> NormalEmission | BernoulliEmission:
     kind = _pick("emission", name, EMISSIONS)
     if kind is NormalEmission:
-        return NormalEmission(in_dim, x_dim, (h_dim,), min_scale=min_scale)
-    return BernoulliEmission(in_dim, x_dim, (h_dim,))
+        return NormalEmission(in_dim, x_dim, (h_dim,), min_scale=min_scale, activation=activation)
+    return BernoulliEmission(in_dim, x_dim, (h_dim,), activation=activation)

@@ -27,6 +27,7 @@ options of a row, as in 'conditional:weight=0>30@0.5,critic_dim=32' (quote it: >
   kl, weight        a number, or start>stop@fraction of the run
   bound, particles  elbo, iwae or fivo, and its number of particles in training
   dropout           share of x's features hidden from recurrence and guide in training
+  activation        relu, elu, silu or tanh, of all hidden layers of model and guide
   lr, weight_decay  where they are not those of the comparison
   view              marginal, trajectory, trajectory_redrawn, conditional, joint
   guide, prior      filtering or residual; conditional or standard

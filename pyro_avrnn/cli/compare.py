@@ -1,7 +1,6 @@
 """``avrnn compare``: train several rows with several seeds side by side, then report."""
 
 import json
-import math
 import multiprocessing
 import os
 import queue
@@ -204,8 +203,9 @@ def _train(
                             "a training's process died, perhaps for want of memory; try --jobs 1 "
                             "or a smaller --batch-size; finished rows stay, use --resume"
                         ) from error
-                    value = result.get("iwae_per_frame", math.nan)
-                    bar.set_postfix_str(f"{result['row']} seed {result['seed']}: {value:.3f}")
+                    value = result["iwae_per_frame"]
+                    shown = "stopped" if value is None else f"{value:.3f}"
+                    bar.set_postfix_str(f"{result['row']} seed {result['seed']}: {shown}")
                     yield result
         except BaseException:
             for future in waiting:

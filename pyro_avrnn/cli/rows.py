@@ -10,7 +10,7 @@ from typing import Any
 from inference import Ramp
 from pyro_avrnn.critics import CRITICS, VIEWS
 from pyro_avrnn.guides import GUIDES
-from pyro_avrnn.networks import CELLS
+from pyro_avrnn.networks import ACTIVATIONS, CELLS
 from pyro_avrnn.recipes import PRIORS
 
 #: a number, or (start, stop, fraction of the run)
@@ -30,6 +30,7 @@ class Row:
     bound: str = "elbo"  # elbo, iwae, fivo
     particles: int = 1  # K of the bound in training
     dropout: float = 0.0  # share of x's features hidden in training
+    activation: str = "relu"  # of all hidden layers of model and guide
     lr: float | None = None  # Adam's, where it is not the comparison's
     weight_decay: float | None = None  # AdamW's, likewise
     guide: str = "filtering"
@@ -157,6 +158,7 @@ def parse(text: str) -> Row:
         ("constraint", ["spectral", "gradient_penalty", "clip"]),
         ("on", ["z", "all"]),
         ("bound", ["elbo", "iwae", "fivo"]),
+        ("activation", [*ACTIVATIONS]),
     ):
         if getattr(row, key) not in allowed:
             listed = ", ".join(str(a) for a in allowed if a)

@@ -80,8 +80,9 @@ def build(row: Row, data: Dataset, settings: Settings) -> Trained:
         "min_scale": settings.min_scale,
         "dropout": row.dropout,
     }
+    hidden: dict[str, Any] = {"activation": row.activation}
     if row.schedule == "none":
-        return Trained(recipes.rnn(**sizes, emission=emission, **common), ELBO(), [])
+        return Trained(recipes.rnn(**sizes, emission=emission, **common, **hidden), ELBO(), [])
     common |= {
         "z_dim": settings.z_dim,
         "emission": emission,
@@ -91,11 +92,12 @@ def build(row: Row, data: Dataset, settings: Settings) -> Trained:
     }
     terms: dict[str, Any] = {"kl_weight": schedule(row.kl), "num_particles": row.particles}
     if row.view is None:
-        return Trained(recipes.vrnn(**sizes, **common), BOUNDS[row.bound](**terms), [])
+        return Trained(recipes.vrnn(**sizes, **common, **hidden), BOUNDS[row.bound](**terms), [])
     normalised = row.constraint == "spectral"
     recipe = recipes.avrnn(
         **sizes,
         **common,
+        hidden_activation=row.activation,
         view=row.view,
         critic=row.critic,
         critic_dim=row.critic_dim,
