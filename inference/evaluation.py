@@ -1,6 +1,8 @@
 """``evaluate``: held-out bounds with standard errors, and what a bound alone does not say."""
 
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -141,21 +143,17 @@ def evaluate(
     together = longest * min(num_particles, particles_at_once or num_particles)
     portion = min(batch_size, max(_FRAMES_AT_ONCE // together, 1))
     with seeded(seed), evaluating(model, guide):
-        for i in range(0, len(x), portion):
-            xs, masks = _cut(x[i : i + portion], mask[i : i + portion])
-            try:
+        for xs, masks, renumbered in _portions(x, mask, portion):
+            with renumbered:
                 pieces = _bounds(
                     model, guide, xs, masks, num_particles, particles_at_once, adversarial
                 )
-            except DegenerateWeightsError as error:
-                raise DegenerateWeightsError(error.step, error.sequence + i, error.total) from None
             for name, piece in pieces.items():
                 parts.setdefault(name, []).append(piece)
         if fivo_particles is not None:
             portion = min(batch_size, max(_FILTERED_AT_ONCE // (fivo_particles * longest), 1))
-            for i in range(0, len(x), portion):
-                xs, masks = _cut(x[i : i + portion], mask[i : i + portion])
-                try:
+            for xs, masks, renumbered in _portions(x, mask, portion):
+                with renumbered:
                     filtered = particle_filter(
                         model,
                         guide,
@@ -166,10 +164,6 @@ def evaluate(
                         criterion=criterion,
                         paths=False,
                     )
-                except DegenerateWeightsError as error:
-                    raise DegenerateWeightsError(
-                        error.step, error.sequence + i, error.total
-                    ) from None
                 for name, piece in (
                     ("fivo", filtered.log_evidence),
                     ("filter_ess", torch.where(masks.t(), filtered.ess, 0.0).sum(dim=0)),
@@ -183,8 +177,10 @@ def evaluate(
     def per_frame(values: Tensor) -> tuple[float, float]:
         ratio = float(values.sum()) / frames
         count = len(values)
+        if count < 2:
+            return ratio, math.nan
         residual = (values - ratio * lengths).square().sum().sqrt()
-        return ratio, float(residual) / frames * (count / max(count - 1, 1)) ** 0.5
+        return ratio, float(residual) / frames * (count / (count - 1)) ** 0.5
 
     def per_sequence(values: Tensor) -> tuple[float, float]:
         error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(torch.nan)
@@ -238,10 +234,25 @@ def evaluate(
     )
 
 
-def _cut(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the steps that no sequence has; one at least is left."""
-    longest = max(int(mask.sum(dim=1).max()), 1)
-    return x[:, :longest], mask[:, :longest]
+def _portions(
+    x: Tensor, mask: Tensor, size: int
+) -> Iterator[tuple[Tensor, Tensor, AbstractContextManager[None]]]:
+    """So many sequences at a time, without steps that none of them has, one step at least.
+
+    Inside the context that comes with them, errors count sequences from the first of all.
+    """
+    for first in range(0, len(x), size):
+        masks = mask[first : first + size]
+        longest = max(int(masks.sum(dim=1).max()), 1)
+        yield x[first : first + size, :longest], masks[:, :longest], _counting_from(first)
+
+
+@contextmanager
+def _counting_from(first: int) -> Iterator[None]:
+    try:
+        yield
+    except DegenerateWeightsError as error:
+        raise DegenerateWeightsError(error.step, error.sequence + first, error.total) from None
 
 
 def _bounds(

@@ -94,7 +94,8 @@ def fit(
         metrics: CSV file for the rows.
         save_to: file for the best parameters, written atomically at every improvement;
             :func:`~inference.files.load_parameters` reads it.
-        checkpoint: file for the whole run, written atomically as it goes and when it ends.
+        checkpoint: file for the whole run, written atomically every ``checkpoint_every`` steps
+            and when the run ends; what an interrupted run did since the last time is done again.
         checkpoint_every: SVI steps between writing it; ``validate_every`` if None.
         resume: go on from ``checkpoint`` where that file exists, and start anew where it does
             not. With the same arguments, on a CPU, the run then ends as if never interrupted,

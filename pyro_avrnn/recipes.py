@@ -97,7 +97,8 @@ def vrnn(
         cell: "gru" or "lstm".
         min_scale: floor of a normal emission's scale, in units of the data.
         prior_gradient: for the residual guide, whether its gradient reaches the prior.
-        dropout: share of x's features hidden from recurrence and guide in training.
+        dropout: share of x's features hidden from recurrence and guide in training mode. As Pyro
+            programs, model and guide hide different ones: train by this library's objectives.
         activation: of all hidden layers, "relu", "elu", "silu" or "tanh".
 
     Raises:

@@ -2,7 +2,8 @@
 
 The guide's recurrence runs once and draws the latents; every density is then computed for all
 steps together. Values and gradients equal those of the ``pyro.markov`` loops of
-:mod:`pyro_avrnn.sequence` to round-off, for every model and guide.
+:mod:`pyro_avrnn.sequence` to round-off, for every model and guide (with dropout: in evaluation
+mode).
 """
 
 from collections.abc import Callable

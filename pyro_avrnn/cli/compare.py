@@ -203,9 +203,7 @@ def _train(
                             "a training's process died, perhaps for want of memory; try --jobs 1 "
                             "or a smaller --batch-size; finished rows stay, use --resume"
                         ) from error
-                    value = result["iwae_per_frame"]
-                    shown = "stopped" if value is None else f"{value:.3f}"
-                    bar.set_postfix_str(f"{result['row']} seed {result['seed']}: {shown}")
+                    bar.set_postfix_str(_shown(result))
                     yield result
         except BaseException:
             for future in waiting:
@@ -214,6 +212,14 @@ def _train(
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             bar.close()
+
+
+def _shown(result: dict[str, Any]) -> str:
+    """A finished training in a word, for the bar."""
+    value = result["iwae_per_frame"]
+    return (
+        f"{result['row']} seed {result['seed']}: {'stopped' if value is None else f'{value:.3f}'}"
+    )
 
 
 def _start_worker(source: str, options: dict[str, Any], ticks: Any) -> None:

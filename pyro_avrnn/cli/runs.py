@@ -174,7 +174,8 @@ def run(
         )
         model, guide = parts.recipe.model, parts.recipe.guide
         error, checkpoint = None, folder / "checkpoint.pt"
-        recipes.save(parts.recipe, folder / "parameters.pt")
+        if not (resume and checkpoint.is_file()):  # else the best so far lie there
+            recipes.save(parts.recipe, folder / "parameters.pt")
         try:
             history = fit(
                 SVI(model, guide, optim, parts.objective),

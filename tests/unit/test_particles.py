@@ -555,10 +555,53 @@ def test_missing_functions_are_named(missing: tuple[str, ...]) -> None:
     model = LGSSM.scalar()
     lacking = SimpleNamespace(**{n: getattr(model, n) for n in NEEDS if n not in missing})
     guide, x = ExactFilter(model), torch.ones(1, 2, 1)
-    says = f"^model must .* but SimpleNamespace lacks {', '.join(missing)}; without single steps"
+    says = f"^model must .* but SimpleNamespace lacks {', '.join(missing)}; ELBO and IWAE"
     for run in (lambda: particle_filter(lacking, guide, x), lambda: FIVO()(lacking, guide, x)):
         with pytest.raises(TypeError, match=says):
             run()
+
+
+def test_fivo_needs_a_rollout_that_lets_it_select() -> None:
+    model = LGSSM.scalar()
+    lacking = SimpleNamespace(**{n: getattr(model, n) for n in NEEDS[:4]})
+    x = torch.ones(1, 2, 1)
+    assert particle_filter(lacking, ExactFilter(model), x).log_evidence.isfinite().all()
+    with pytest.raises(TypeError, match="^model must have rollout.* SimpleNamespace lacks it; "):
+        FIVO()(lacking, ExactFilter(model), x)
+
+
+def test_without_a_models_own_check_data_and_mask_are_looked_at() -> None:
+    model = LGSSM.scalar()
+    bare = SimpleNamespace(**{n: getattr(model, n) for n in NEEDS[:4]})
+    guide, x = ExactFilter(model), torch.randn(2, 4, 1)
+    mask = torch.tensor([[True, True, False, False], [True] * 4])
+    with seeded(0):
+        expected = particle_filter(model, guide, x, mask).log_evidence
+    dirty = torch.where(mask[..., None], x, torch.nan)
+    with seeded(0):
+        assert torch.equal(particle_filter(bare, guide, dirty, mask).log_evidence, expected)
+    holes = torch.tensor([[True, False, True, True], [True] * 4])
+    for wrong, says in ((holes, "prefix"), (mask[:, :3], "shape"), (mask.int(), "bool")):
+        with pytest.raises(ValueError, match=says):
+            particle_filter(bare, guide, x, wrong)
+    with pytest.raises(ValueError, match="x must have shape"):
+        particle_filter(bare, guide, x[0])
+
+
+def test_gradients_of_a_guide_that_is_not_reparameterised_are_refused() -> None:
+    recipe = CASES["vrnn-filtering-conditional-normal-gru"]()
+    x, proposal = observations(recipe, 2, 3), recipe.guide.proposal
+
+    def fixed(state: Any, c_t: Tensor) -> Any:
+        q = proposal(state, c_t)
+        q.base_dist.has_rsample = False
+        return q
+
+    recipe.guide.proposal = fixed
+    with pytest.raises(NotImplementedError, match="not reparameterised"):
+        particle_filter(recipe.model, recipe.guide, x)
+    with torch.no_grad():
+        particle_filter(recipe.model, recipe.guide, x)
 
 
 def test_plain_pyro_functions_have_no_steps() -> None:
@@ -569,7 +612,7 @@ def test_plain_pyro_functions_have_no_steps() -> None:
     lacks = "but program lacks init, transition, emission, advance"
     with pytest.raises(TypeError, match=f"^model must .* {lacks}; "):
         particle_filter(program, None, x)
-    with pytest.raises(TypeError, match=f"^model must .* {lacks}, rollout; "):
+    with pytest.raises(TypeError, match=f"^model must .* {lacks}; "):
         FIVO()(program, guide, x)
     for run in (lambda: particle_filter(model, program, x), lambda: FIVO()(model, program, x)):
         with pytest.raises(TypeError, match="^guide must .* but program lacks encode, proposal; "):
