@@ -36,7 +36,7 @@ def _common(*shapes: Size) -> Size:
 
 
 #: A ReLU whose input is negative for all data never learns again: in narrow networks trained with
-#: large steps a third of the units may die. The others cannot.
+#: large steps many units may die, more or fewer by the luck of the seed. The others cannot.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "elu": nn.ELU,
