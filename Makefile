@@ -77,7 +77,7 @@ music: .venv/.installed  ## the tables of music: JSB with 3 seeds, the others wi
 	$(SONGS) $(MUSIC)/Piano_midi.mat --out examples/results/music-piano
 
 benchmark: .venv/.installed  ## the cost of resampling, the memory of an evaluation
-	$(BIN)/python examples/benchmark.py --out examples/results/benchmark
+	$(BIN)/python examples/benchmark.py --threads 1 --rounds 7 --out examples/results/benchmark
 
 clean:
 	rm -rf .venv runs

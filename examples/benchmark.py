@@ -4,7 +4,7 @@ Times whole training steps (forward, backward, Adam) of FIVO-8 and IWAE-8 in tur
 and gives medians and the ratio with its spread over rounds; then scores the same data with 1,024
 particles in a process of its own and gives that process's peak of memory.
 
-Expect FIVO-8 to cost 1.3 to 1.5 times IWAE-8 at the size of the music data, and 1.1 to 1.3 times
+Expect FIVO-8 to cost about 1.5 times IWAE-8 at the size of the music data, and about 1.1 times
 at 256 units, where arithmetic dominates; evaluation to stay below 2 GiB. About 4 minutes.
 """
 
