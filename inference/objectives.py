@@ -118,9 +118,22 @@ class Objective:
             raise ValueError(f"num_particles must be at least 1, got {self.num_particles}")
 
     def __call__(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
-        """The loss, nats summed over the batch."""
-        densities = step_densities(model, guide, *args, num_particles=self.num_particles)
-        return self._count(self.loss(densities))
+        """The loss, nats summed over the batch.
+
+        Raises:
+            DegenerateWeightsError: the objective is not finite, from the step and sequence on
+                that are named.
+        """
+        densities = self.draw(model, guide, *args)
+        loss = self.loss(densities)
+        if loss.requires_grad:
+            loss = loss + self.correction(densities, model, guide)
+            self.clock.calls += 1
+        return loss
+
+    def draw(self, model: Any, guide: Any, *args: Any) -> StepDensities:
+        """Densities of every step, ``(T, K, B)``, latents drawn from the guide."""
+        return step_densities(model, guide, *args, num_particles=self.num_particles)
 
     def loss(self, densities: StepDensities) -> Tensor:
         """The loss of given densities; leaves its terms, nats a frame, in ``terms``."""
@@ -156,10 +169,9 @@ class Objective:
         """Raise, naming the first step where no particle has a weight, or one is not a number."""
         require_usable(log_weight.cumsum(dim=0).logsumexp(dim=1))
 
-    def _count(self, loss: Tensor) -> Tensor:
-        if loss.requires_grad:
-            self.clock.calls += 1
-        return loss
+    def correction(self, densities: StepDensities, model: Any, guide: Any) -> Tensor | float:
+        """Zero; its gradient is what the loss's own lacks."""
+        return 0.0
 
 
 @dataclass(kw_only=True)
@@ -237,25 +249,19 @@ class IWAE(Objective):
     bound: ClassVar[str] = "iwae"
     doubly_reparameterised: bool = False
 
-    def __call__(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
-        """The loss, nats summed over the batch."""
-        densities = step_densities(model, guide, *args, num_particles=self.num_particles)
-        loss = self.loss(densities)
-        if self.doubly_reparameterised and loss.requires_grad:
-            loss = loss + self._correction(densities, model, guide)
-        return self._count(loss)
-
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """The bound, shape (B,)."""
         return iwae(_tempered(densities, kl_weight))
 
-    def _correction(self, densities: Any, model: Any, guide: Any) -> Tensor:
+    def correction(self, densities: Any, model: Any, guide: Any) -> Tensor | float:
         """Zero, with a gradient that turns the guide's parameters' plain one into the other.
 
         The plain gradient holds the score of q, whose expectation, by reparameterising once
         more, is a path derivative: each path then counts ``(1 - b) w + b w^2`` instead of w,
         with normalised weights w and the exponent b of the prior and the proposal.
         """
+        if not self.doubly_reparameterised:
+            return 0.0
         if not isinstance(guide, nn.Module) or not hasattr(densities, "states"):
             raise NotImplementedError(
                 "doubly_reparameterised=True needs a model with a rollout and a guide that is a "
@@ -318,8 +324,8 @@ class FIVO(Objective):
                 "marginal, conditional or joint, or IWAE"
             )
 
-    def __call__(self, model: Any, guide: Any, *args: Any) -> Tensor:
-        """The loss, nats summed over the batch.
+    def draw(self, model: Any, guide: Any, *args: Any) -> StepDensities:
+        """Densities of every step, ``(T, K, B)``, particles as they were before resampling.
 
         Raises:
             TypeError: a model or guide without single steps; what is missing is named.
@@ -335,10 +341,8 @@ class FIVO(Objective):
         weight = self.clock.weight(self.kl_weight)
         mask = args[1] if len(args) > 1 else None
         self._selection = Selection(self.resampler, self.criterion, mask, weight)
-        densities = model.rollout(
-            guide, *args, num_particles=self.num_particles, select=self._selection
-        )
-        return self._count(self.loss(densities))
+        given: dict[str, Any] = {"num_particles": self.num_particles, "select": self._selection}
+        return model.rollout(guide, *args, **given)
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """log Z_hat, shape (B,)."""

@@ -282,22 +282,17 @@ def _scorer(
 ) -> Callable[[], float] | None:
     if validation is None:
         return None
-    if callable(validation):
-        own = validation
-
-        def called() -> float:
-            with evaluating(svi.model, svi.guide):
-                return own()
-
-        return called
-    batch, frames = validation, _frames(validation)
 
     @torch.no_grad()
-    def score() -> float:
-        with seeded(0 if seed is None else seed), evaluating(svi.model, svi.guide):
+    def importance_weighted(batch: Batch) -> float:
+        with seeded(0 if seed is None else seed):
             densities = step_densities(svi.model, svi.guide, *batch, num_particles=particles)
-        value = float(iwae(densities.log_weight).sum()) / frames
+        value = float(iwae(densities.log_weight).sum()) / _frames(batch)
         return value if math.isfinite(value) else -math.inf
+
+    def score() -> float:
+        with evaluating(svi.model, svi.guide):
+            return validation() if callable(validation) else importance_weighted(validation)
 
     return score
 

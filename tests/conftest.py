@@ -1,11 +1,13 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pyro
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
 GLOBALS = {
@@ -39,3 +41,23 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data at {folder}; set PYRO_AVRNN_DATA")
     return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Figure]:
+    """Draws a picture, checks that a PNG was written, and gives the figure behind it."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, path: Any, **options: Any) -> None:
+        figures.append(figure)
+        save(figure, path, **options | {"dpi": 40})
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+
+    def draw(plot: Callable, content: Any, **options: Any) -> Figure:
+        path = plot(content, tmp_path / "a.png", **options)
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 1000
+        return figures[-1]
+
+    return draw

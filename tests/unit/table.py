@@ -7,7 +7,9 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
+import pyro
 import torch
+from pyro.infer import SVI
 from torch import Tensor, nn
 
 from pyro_avrnn import recipes
@@ -73,6 +75,20 @@ def gradients(recipe: Recipe, value: Tensor) -> dict[str, Tensor]:
     return {
         name: torch.zeros_like(p) if g is None else g.clone()
         for (name, p), g in zip(named.items(), found, strict=True)
+    }
+
+
+def value_and_gradients(recipe: Recipe, loss: Any, *args: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """What SVI sees of a loss: its value, and every parameter's gradient, copied."""
+    named = parameters(recipe)
+    for p in named.values():
+        p.grad = None
+    torch.manual_seed(7)
+    svi = SVI(recipe.model, recipe.guide, pyro.optim.SGD({"lr": 0.1}), loss=loss)
+    value = torch.as_tensor(svi.loss_and_grads(recipe.model, recipe.guide, *args)).detach()
+    return value, {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for name, p in named.items()
     }
 
 

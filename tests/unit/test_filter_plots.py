@@ -18,26 +18,6 @@ from pyro_avrnn.models import LGSSM
 from tests.unit.table import prefix_mask
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Figure]:
-    """Draws a picture, checks that a PNG was written, and gives the figure behind it."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(figure: Figure, path: Any, **options: Any) -> None:
-        figures.append(figure)
-        save(figure, path, **options | {"dpi": 40})
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-
-    def draw(plot: Callable, content: Any, **options: Any) -> Figure:
-        path = plot(content, tmp_path / "a.png", **options)
-        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 1000
-        return figures[-1]
-
-    return draw
-
-
 def _texts(figure: Figure) -> str:
     return "\n".join(t.get_text() for t in figure.findobj(matplotlib.text.Text))
 

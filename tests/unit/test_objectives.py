@@ -35,6 +35,7 @@ from tests.unit.table import (
     observations,
     parameters,
     prefix_mask,
+    value_and_gradients,
 )
 
 LENGTHS = (4, 2, 3)
@@ -74,20 +75,6 @@ def drawn(recipe: Recipe, particles: int, *args: Any) -> StepDensities:
     """The densities that a loss sees under :func:`value_and_gradients`."""
     torch.manual_seed(7)
     return recipe.model.rollout(recipe.guide, *args, num_particles=particles)
-
-
-def value_and_gradients(recipe: Recipe, loss: Any, *args: Any) -> tuple[Tensor, Gradients]:
-    """What SVI sees of a loss: its value, and every parameter's gradient, copied."""
-    named = parameters(recipe)
-    for p in named.values():
-        p.grad = None
-    torch.manual_seed(7)
-    svi = SVI(recipe.model, recipe.guide, pyro.optim.SGD({"lr": 0.1}), loss=loss)
-    value = torch.as_tensor(svi.loss_and_grads(recipe.model, recipe.guide, *args)).detach()
-    return value, {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in named.items()
-    }
 
 
 def part(found: Gradients, which: str) -> Gradients:

@@ -27,6 +27,7 @@ from tests.unit.table import (
     observations,
     parameters,
     prefix_mask,
+    value_and_gradients,
 )
 
 LENGTHS = (4, 2, 3)
@@ -40,20 +41,6 @@ FILTERING = "vrnn-filtering-conditional-normal-gru"
 def data(recipe: Recipe) -> tuple[Tensor, Tensor]:
     """A ragged batch that the model can score."""
     return observations(recipe, len(LENGTHS), max(LENGTHS)), prefix_mask(LENGTHS)
-
-
-def value_and_gradients(recipe: Recipe, loss: Any, *args: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """What SVI sees of a loss: its value, and every parameter's gradient, copied."""
-    named = parameters(recipe)
-    for p in named.values():
-        p.grad = None
-    torch.manual_seed(7)
-    svi = SVI(recipe.model, recipe.guide, pyro.optim.SGD({"lr": 0.1}), loss=loss)
-    value = torch.as_tensor(svi.loss_and_grads(recipe.model, recipe.guide, *args)).detach()
-    return value, {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in named.items()
-    }
 
 
 def compare_losses(recipe: Recipe, ours: Any, theirs: Any) -> None:

@@ -1,6 +1,5 @@
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,26 +14,6 @@ from pyro_avrnn import recipes
 from pyro_avrnn.cli import plots
 
 LONG = "conditional:weight=0>{}@0.5,standardise=true,critic=lstm"
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Figure]:
-    """Draws a picture, checks that a PNG was written, and gives the figure behind it."""
-    figures: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(figure: Figure, path: Any, **options: Any) -> None:
-        figures.append(figure)
-        save(figure, path, **options | {"dpi": 40})
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-
-    def draw(plot: Callable, content: Any, **options: Any) -> Figure:
-        path = plot(content, tmp_path / "a.png", **options)
-        assert path.read_bytes().startswith(b"\x89PNG")
-        return figures[-1]
-
-    return draw
 
 
 def test_the_users_matplotlib_is_left_alone(drawn: Callable) -> None:
