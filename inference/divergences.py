@@ -189,7 +189,8 @@ def normal_parameters(distribution: Any) -> tuple[Tensor, Tensor]:
     Raises:
         NotImplementedError: another family.
     """
-    base = getattr(distribution, "base_dist", distribution)
+    independent = isinstance(distribution, torch.distributions.Independent)
+    base = distribution.base_dist if independent else distribution
     if not isinstance(base, torch.distributions.Normal):
         raise NotImplementedError(
             f"a closed form needs diagonal normals, got {type(base).__name__}"

@@ -105,9 +105,9 @@ def rate_split(
 
 
 class _Frames(NamedTuple):
-    """Observed frames as rows: codes standardised by the prior, and what the state says."""
+    """Observed frames as rows: codes, standardised by a normal prior, and what the state says."""
 
-    posterior: Tensor  # (N, Z), (z - mu_p(h)) / sigma_p(h) of a draw of q
+    posterior: Tensor  # (N, Z), (z - mu_p(h)) / sigma_p(h) of a draw of q; z where p is no normal
     prior: Tensor  # (N, Z), the same of a draw of p
     features: Tensor  # (N, H)
     kl: Tensor  # (N,) log q - log p of the draw
@@ -119,12 +119,17 @@ def _frames(model: Any, guide: Any, x: Tensor, mask: Tensor) -> _Frames:
     rows = []
     for i in range(0, len(x), 64):
         d: Any = step_densities(model, guide, x[i : i + 64], mask[i : i + 64])
-        loc, scale = normal_parameters(d.prior)
         keep = d.mask[:, 0]
+        try:
+            loc, scale = normal_parameters(d.prior)
+            of_prior = torch.randn_like(d.z)
+        except NotImplementedError:
+            loc, scale = torch.zeros(()).to(d.z), torch.ones(()).to(d.z)
+            of_prior = d.prior.sample()
         sequence = torch.arange(i, i + len(x[i : i + 64]), device=x.device).expand_as(keep)
         kl = (d.log_proposal - d.log_prior)[:, 0]
         # given h, standardising z is one to one: the ratio is unchanged and easier to learn
-        columns = ((d.z - loc) / scale, torch.randn_like(d.z), d.h)
+        columns = ((d.z - loc) / scale, of_prior, d.h)
         rows.append((*(column[:, 0][keep] for column in columns), kl[keep], sequence[keep]))
     return _Frames(*(torch.cat(column) for column in zip(*rows, strict=True)))
 

@@ -64,6 +64,8 @@ def rate(densities: StepDensities, *, analytic: bool = False) -> Tensor:
 def analytic_kl(densities: StepDensities) -> Tensor:
     """KL(q(z_t | ...) || p(z_t | ...)) in closed form, ``(T, K, B)``, 0 where padded.
 
+    The KL of a latent that all steps share is counted with step 1.
+
     Raises:
         NotImplementedError: families whose KL has no closed form.
     """
@@ -76,6 +78,9 @@ def analytic_kl(densities: StepDensities) -> Tensor:
         kl = kl_divergence(densities.proposal, densities.prior)
     except NotImplementedError as error:
         raise NotImplementedError(f"{error}; use the sampled KL, analytic_kl=False") from error
+    if (prior_f := getattr(densities, "prior_f", None)) is not None:  # counted with step 1
+        of_f = kl_divergence(densities.proposal_f, prior_f)  # type: ignore[attr-defined]
+        kl = torch.cat([(kl[0] + of_f).unsqueeze(0), kl[1:]])
     return kl.where(densities.mask, 0.0)
 
 
@@ -273,6 +278,10 @@ class IWAE(Objective):
         with _constant(own):
             proposal: Any = guide.proposal
             log_proposal = proposal(densities.states, densities.c.detach()).log_prob(densities.z)
+            if getattr(densities, "f", None) is not None:
+                x, mask = densities.x[:, 0].transpose(0, 1), densities.mask[:, 0].t()
+                of_f = guide.proposal_f(x, mask).log_prob(densities.f)  # type: ignore[operator]
+                log_proposal = torch.cat([(log_proposal[0] + of_f).unsqueeze(0), log_proposal[1:]])
         log_proposal = torch.where(densities.mask, log_proposal, 0.0)
         path = temper(densities.log_prior, densities.log_emission, log_proposal, weight)
         plain = _tempered(densities, weight)

@@ -255,10 +255,15 @@ class Bootstrap(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.transition = model.transition
+        self.prior_f: Any = getattr(model, "prior_f", None)
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """Nothing is read of the data."""
         return x[..., :0]
+
+    def proposal_f(self, x: Tensor, mask: Tensor) -> Any:
+        """p(f), for models whose steps share a latent."""
+        return self.prior_f(x.shape[:1])
 
     def proposal(self, state: Any, c_t: Tensor) -> Any:
         """p(z_t | state)."""
@@ -276,6 +281,7 @@ def particle_filter(
     criterion: str | Criterion = "ess",
     auxiliary: Auxiliary | None = None,
     paths: bool = True,
+    online: bool = False,
 ) -> Filtered:
     r"""Filter sequences step by step, each with K particles; differentiable.
 
@@ -295,6 +301,8 @@ def particle_filter(
             they enter step t + 1 with and x_{t+1}, all finite: those to come are favoured
             already when resampling, and the estimate stays unbiased (Pitt and Shephard 1999).
         paths: whether to keep the particles, which ``trajectories`` needs.
+        online: whether what is said of step t must not depend on x after t; refuses guides that
+            have read the future. (With them, too, the weights are right and log Z_hat unbiased.)
 
     Raises:
         TypeError: functions are missing; they are named.
@@ -307,6 +315,12 @@ def particle_filter(
     require_stepwise(model, guide)
     if num_particles < 1:
         raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+    if online and getattr(guide, "smoothing", False):
+        raise ValueError(
+            f"guide {type(guide).__name__} reads x after step t (a smoothing guide), so it cannot "
+            "filter online; use one that reads the past and x_t, such as FilteringGuide, or None "
+            "for the bootstrap filter"
+        )
     x, mask = getattr(model, "check", _checked)(x, mask)
     learns = torch.is_grad_enabled() and any(
         p.requires_grad for p in getattr(guide, "parameters", tuple)()
@@ -317,6 +331,12 @@ def particle_filter(
     c = guide.encode(x, mask)
     state = model.init(torch.Size((num_particles, size)))
     log_weight = x.new_zeros(num_particles, size)
+    if getattr(model, "f_dim", 0):  # a latent that all steps share, weighed with step 1
+        q_f = guide.proposal_f(x, mask).expand(log_weight.shape)
+        f = _draw(q_f, learns)
+        ratio = model.prior_f(log_weight.shape).log_prob(f) - q_f.log_prob(f)
+        log_weight = torch.where(mask[:, 0], ratio, 0.0)
+        state = model.condition(state, f)
     done = x.new_zeros(size)  # log of the factors of finished stretches
     parents: Tensor | None = None
     rows: list[tuple[Tensor, ...]] = []
@@ -324,12 +344,7 @@ def particle_filter(
     for t in range(length):
         observed = mask[:, t]
         q_t = guide.proposal(state, c[:, t])
-        if learns and not q_t.has_rsample:
-            raise NotImplementedError(
-                f"the guide's {type(q_t).__name__} is not reparameterised: its parameters would "
-                "get a wrong gradient; filter under torch.no_grad()"
-            )
-        z_t = q_t.rsample() if q_t.has_rsample else q_t.sample()
+        z_t = _draw(q_t, learns)
         step = (
             model.transition(state).log_prob(z_t)
             + model.emission(z_t, state).log_prob(x[:, t])
@@ -374,6 +389,15 @@ def particle_filter(
         z=torch.stack(draws) if paths else None,
         mask=mask.t(),
     )
+
+
+def _draw(proposal: Any, learns: bool) -> Tensor:
+    if learns and not proposal.has_rsample:
+        raise NotImplementedError(
+            f"the guide's {type(proposal).__name__} is not reparameterised: its parameters would "
+            "get a wrong gradient; filter under torch.no_grad()"
+        )
+    return proposal.rsample() if proposal.has_rsample else proposal.sample()
 
 
 def _checked(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,12 @@ class HasRollout(Protocol):
 
 @runtime_checkable
 class Stepwise(Protocol):
-    """A model that can be asked for one step: needed where a state is held fixed, or chosen."""
+    """A model that can be asked for one step: needed where a state is held fixed, or chosen.
+
+    A model whose steps share a latent f has ``f_dim`` above 0, ``prior_f(batch_shape)`` and
+    ``condition(state, f)`` beside, its guide ``proposal_f(x, mask)``; step densities count f with
+    step 1 and keep ``f``, ``prior_f`` and ``proposal_f``.
+    """
 
     def init(self, batch_shape: Size) -> Any:
         """The state before step 1: a NamedTuple of tensors ``(*batch, ...)``."""

@@ -5,6 +5,7 @@ Every module broadcasts over leading dimensions: ``(*batch, features)`` in, ``(*
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -25,6 +26,38 @@ def broadcast_cat(*tensors: Tensor) -> Tensor:
     return torch.cat(
         [t if t.shape[:-1] == batch else t.expand(*batch, t.shape[-1]) for t in tensors], dim=-1
     )
+
+
+def agree(what: str, **sizes: Any) -> None:
+    """That parts have one width in common; a part that does not tell its own is left out.
+
+    Args:
+        what: of which the parts state the width.
+        sizes: what each part says, by the part's name; None where it does not say.
+
+    Raises:
+        ValueError: naming the parts and their sizes.
+
+    Example:
+        >>> agree("h", cell=64, prior=64, decoder=None)
+    """
+    said = {part: size for part, size in sizes.items() if size is not None}
+    if len(set(said.values())) > 1:
+        listed = " and ".join(f"{part}: {size}" for part, size in said.items())
+        raise ValueError(
+            f"parts must agree on the width of {what}, got {listed}; build them alike"
+        )
+
+
+def width(name: str, *parts: Any) -> int | None:
+    """The sum of a size that parts say as attribute ``name`` (or are, if numbers); or None.
+
+    Example:
+        >>> width("out_dim", MLP([2, 5]), 3), width("out_dim", nn.Identity())
+        (8, None)
+    """
+    sizes = [part if isinstance(part, int) else getattr(part, name, None) for part in parts]
+    return None if None in sizes else sum(sizes)  # type: ignore[arg-type]
 
 
 def _common(*shapes: Size) -> Size:
@@ -77,6 +110,7 @@ class MLP(nn.Sequential):
             if final or i < len(sizes) - 2:
                 layers.append(ACTIVATIONS[activation]())
         super().__init__(*layers)
+        self.in_dim, self.out_dim = sizes[0], sizes[-1]
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +154,8 @@ class NormalNetwork(nn.Module):
         super().__init__()
         if min_scale < 0:
             raise ValueError(f"min_scale must not be negative, got {min_scale}")
-        self.out_dim, self.min_scale, self.scale_bias = out_dim, min_scale, scale_bias
+        self.in_dim, self.out_dim = in_dim, out_dim
+        self.min_scale, self.scale_bias = min_scale, scale_bias
         self.net = MLP([in_dim, *hidden, 2 * out_dim], activation=activation)
 
     def parameters_of(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,3 +262,57 @@ def _flatten(inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Size]:
 
 
 CELLS: dict[str, type[Cell]] = {"gru": GRU, "lstm": LSTM}
+
+
+#: which steps of a sequence a recurrent encoder has read when it says something of step t
+DIRECTIONS = ("forward", "backward", "both")
+
+
+class RecurrentEncoder(nn.Module):
+    """A GRU over whole sequences: c_t from x up to t, from t on, or both side by side.
+
+    Padding is never read: backward, each sequence is reversed within its own length.
+
+    Args:
+        in_dim: width of the features of x.
+        h_dim: width of each direction's output.
+        direction: "forward", "backward" or "both".
+    """
+
+    def __init__(self, in_dim: int, h_dim: int, direction: str = "backward") -> None:
+        super().__init__()
+        if direction not in DIRECTIONS:
+            raise ValueError(
+                f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}"
+            )
+        self.in_dim, self.out_dim = in_dim, h_dim * (2 if direction == "both" else 1)
+        self.smoothing = direction != "forward"  # whether c_t depends on x after t
+        self.along = nn.GRU(in_dim, h_dim) if direction != "backward" else None
+        self.against = nn.GRU(in_dim, h_dim) if direction != "forward" else None
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """``(B, T, in_dim)`` and mask ``(B, T)`` in, ``(B, T, out_dim)`` out."""
+        outputs = []
+        if self.along is not None:
+            outputs.append(self.along(features.transpose(0, 1))[0].transpose(0, 1))
+        if self.against is not None:
+            turned = self.against(_reverse(features, mask).transpose(0, 1))[0]
+            outputs.append(_reverse(turned.transpose(0, 1), mask))
+        return torch.cat(outputs, dim=-1)
+
+    def summary(self, features: Tensor, mask: Tensor) -> Tensor:
+        """What each direction says when it has read all of its sequence, ``(B, out_dim)``."""
+        outputs = self(features, mask)
+        last = (mask.sum(dim=1) - 1).clamp(min=0)
+        ends = outputs[torch.arange(len(outputs), device=last.device), last]  # forward's end
+        if self.against is None:
+            return ends
+        width = self.against.hidden_size
+        return torch.cat([ends[:, :-width], outputs[:, 0, -width:]], dim=-1)
+
+
+def _reverse(x: Tensor, mask: Tensor) -> Tensor:
+    """``(B, T, F)`` with each sequence's own steps in reverse order, padding where it was."""
+    steps = torch.arange(x.shape[1], device=x.device)
+    turned = mask.sum(dim=1, keepdim=True) - 1 - steps
+    return x.gather(1, torch.where(mask, turned, steps).unsqueeze(-1).expand_as(x))

@@ -1,5 +1,8 @@
 """Papers by name: functions that assemble model, guide and critic from parts.
 
+Every part is an argument, given by its name or as one's own: a cell as a callable ``(in_dim,
+h_dim)``, a prior ``(h_dim, z_dim)``, an emission ``(in_dim, x_dim)``, a guide ``(model)``.
+
 Example:
     >>> r = vrnn(x_dim=12, z_dim=8, h_dim=64, emission="normal")
     >>> x = torch.zeros(2, 5, 12)
@@ -8,8 +11,9 @@ Example:
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +21,16 @@ import torch
 from torch import nn
 
 from pyro_avrnn.critics import CRITICS, VIEWS, FeedForwardCritic, LSTMCritic, context_dim
-from pyro_avrnn.emissions import EMISSIONS, BernoulliEmission, NormalEmission
-from pyro_avrnn.guides import GUIDES, FilteringGuide, NoLatents, ResidualGuide
-from pyro_avrnn.models import RNN, VRNN
-from pyro_avrnn.networks import CELLS, MLP
-from pyro_avrnn.priors import ConditionalNormal, StandardNormal
+from pyro_avrnn.emissions import EMISSIONS
+from pyro_avrnn.guides import GUIDES, NoLatents
+from pyro_avrnn.models import DMM, DSAE, RNN, SRNN, STORN, VAE, VRNN, GlobalGuide
+from pyro_avrnn.networks import CELLS, MLP, RecurrentEncoder
+from pyro_avrnn.priors import PRIORS
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 
-PRIORS = ("conditional", "standard")
+#: a part by its name, or what makes one
+Part = str | Callable[..., Any]
+Options = Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -40,105 +46,292 @@ class Recipe:
 def rnn(
     x_dim: int,
     h_dim: int,
-    emission: str = "normal",
+    emission: Part = "normal",
     *,
-    cell: str = "gru",
+    cell: Part = "gru",
     min_scale: float = 1e-3,
     dropout: float = 0.0,
     activation: str = "relu",
+    emission_options: Options = None,
 ) -> Recipe:
     """RNN without latents; its guide is empty.
 
     Args:
         x_dim: X, size of an observation.
         h_dim: H, width of the state and of every hidden layer.
-        emission: "normal" or "bernoulli".
-        cell: "gru" or "lstm".
+        emission: "normal", "bernoulli", "mixture" (of normals), "categorical", "logistic"
+            (discretised mixture of logistics, for mu-law speech), or one's own.
+        cell: "gru" or "lstm", or one's own.
         min_scale: floor of a normal emission's scale, in units of the data.
         dropout: share of x's features hidden from the recurrence in training.
         activation: of all hidden layers, "relu", "elu", "silu" or "tanh".
+        emission_options: what else the emission takes, such as ``{"num_components": 20}``.
 
     Raises:
-        ValueError: an unknown part; the known ones are listed.
+        ValueError: an unknown part, or an option that a part does not take; the known ones are
+            listed.
     """
-    config = _config("rnn", locals())
+    parts = _Parts("rnn", locals())
     model = RNN(
         x_dim,
-        decoder=_emission(emission, h_dim, x_dim, h_dim, min_scale, activation),
-        cell=_pick("cell", cell, CELLS)(h_dim, h_dim),
-        encode_x=MLP([x_dim, h_dim], final=True, dropout=dropout, activation=activation),
+        decoder=parts.decoder(h_dim),
+        cell=parts.cell(h_dim),
+        encode_x=parts.encoder(x_dim, dropout),
     )
-    return Recipe(model, NoLatents(model), config=config)
+    return Recipe(model, NoLatents(model), config=parts.config)
+
+
+def vae(
+    x_dim: int,
+    z_dim: int,
+    h_dim: int,
+    emission: Part = "normal",
+    *,
+    prior: Part = "standard",
+    guide: Part = "mean_field_frame",
+    min_scale: float = 1e-3,
+    prior_gradient: bool = True,
+    dropout: float = 0.0,
+    activation: str = "relu",
+    prior_options: Options = None,
+    guide_options: Options = None,
+    emission_options: Options = None,
+) -> Recipe:
+    """VAE of every frame by itself, of Kingma and Welling (2014).
+
+    Args:
+        x_dim, z_dim, h_dim, emission, prior, guide, min_scale, prior_gradient, dropout,
+            activation, prior_options, guide_options, emission_options: as for :func:`vrnn`; a
+            prior that would read the past reads a constant here.
+    """
+    parts = _Parts("vae", locals())
+    model = VAE(
+        x_dim,
+        z_dim,
+        prior=parts.prior(1),
+        decoder=parts.decoder(z_dim),
+        encode_x=parts.encoder(x_dim, dropout),
+    )
+    return parts.recipe(model)
+
+
+def storn(
+    x_dim: int,
+    z_dim: int,
+    h_dim: int,
+    emission: Part = "normal",
+    *,
+    prior: Part = "standard",
+    guide: Part = "mean_field_forward",
+    cell: Part = "gru",
+    min_scale: float = 1e-3,
+    prior_gradient: bool = True,
+    dropout: float = 0.0,
+    activation: str = "relu",
+    prior_options: Options = None,
+    guide_options: Options = None,
+    emission_options: Options = None,
+) -> Recipe:
+    """STORN of Bayer and Osendorfer (2014).
+
+    Args:
+        x_dim, z_dim, h_dim, emission, prior, guide, cell, min_scale, prior_gradient, dropout,
+            activation, prior_options, guide_options, emission_options: as for :func:`vrnn`.
+    """
+    parts = _Parts("storn", locals())
+    model = STORN(
+        x_dim,
+        z_dim,
+        prior=parts.prior(h_dim),
+        decoder=parts.decoder(h_dim),
+        cell=parts.cell(2 * h_dim),
+        encode_x=parts.encoder(x_dim, dropout),
+        encode_z=parts.encoder(z_dim),
+    )
+    return parts.recipe(model)
 
 
 def vrnn(
     x_dim: int,
     z_dim: int,
     h_dim: int,
-    emission: str = "normal",
+    emission: Part = "normal",
     *,
-    prior: str = "conditional",
-    guide: str = "filtering",
-    cell: str = "gru",
+    prior: Part = "conditional",
+    guide: Part = "filtering",
+    cell: Part = "gru",
     min_scale: float = 1e-3,
     prior_gradient: bool = True,
     dropout: float = 0.0,
     activation: str = "relu",
+    prior_options: Options = None,
+    guide_options: Options = None,
+    emission_options: Options = None,
 ) -> Recipe:
-    """VRNN of Chung et al. (2015).
+    """VRNN of Chung et al. (2015); with ``prior="standard"`` their VRNN-I.
 
     Args:
         x_dim: X, size of an observation.
         z_dim: Z, size of a latent.
         h_dim: H, width of the state and of every hidden layer.
-        emission: "normal" or "bernoulli".
-        prior: "conditional" or "standard".
-        guide: "filtering" or "residual".
-        cell: "gru" or "lstm".
+        emission: "normal", "bernoulli", "mixture" (of normals), "categorical", "logistic"
+            (discretised mixture of logistics, for mu-law speech), or one's own.
+        prior: "conditional", "standard", "gated", "mixture", "flow", or one's own.
+        guide: "filtering", "residual" or "flow", each also as "smoothing" ("smoothing_residual",
+            "smoothing_flow"), "mean_field" (reads all of x, but not the path of z),
+            "mean_field_forward" (x up to t), "mean_field_frame" (x_t alone), or one's own.
+        cell: "gru" or "lstm", or one's own.
         min_scale: floor of a normal emission's scale, in units of the data.
-        prior_gradient: for the residual guide, whether its gradient reaches the prior.
+        prior_gradient: for a residual guide, whether its gradient reaches the prior.
         dropout: share of x's features hidden from recurrence and guide in training mode. As Pyro
             programs, model and guide hide different ones: train by this library's objectives.
         activation: of all hidden layers, "relu", "elu", "silu" or "tanh".
+        prior_options, guide_options, emission_options: what else a part takes, such as
+            ``{"num_components": 20}`` or ``{"num_flows": 4}``.
 
     Raises:
-        ValueError: an unknown part; the known ones are listed.
+        ValueError: an unknown part, or an option that a part does not take; the known ones are
+            listed.
+        NotImplementedError: parts that do not go together, such as a residual guide and a prior
+            without a mean.
     """
-    config = _config("vrnn", locals())
-    _pick("prior", prior, PRIORS)
+    parts = _Parts("vrnn", locals())
     model = VRNN(
         x_dim,
         z_dim,
-        prior=(
-            StandardNormal(z_dim)
-            if prior == "standard"
-            else ConditionalNormal(h_dim, z_dim, (h_dim,), activation=activation)
-        ),
-        decoder=_emission(emission, 2 * h_dim, x_dim, h_dim, min_scale, activation),
-        cell=_pick("cell", cell, CELLS)(2 * h_dim, h_dim),
-        encode_x=MLP([x_dim, h_dim], final=True, dropout=dropout, activation=activation),
-        encode_z=MLP([z_dim, h_dim], final=True, activation=activation),
+        prior=parts.prior(h_dim),
+        decoder=parts.decoder(2 * h_dim),
+        cell=parts.cell(2 * h_dim),
+        encode_x=parts.encoder(x_dim, dropout),
+        encode_z=parts.encoder(z_dim),
     )
-    proposal: FilteringGuide
-    sizes = (h_dim, h_dim, (h_dim,))
-    if _pick("guide", guide, GUIDES) is ResidualGuide:
-        proposal = ResidualGuide(
-            model, *sizes, activation=activation, prior_gradient=prior_gradient
-        )
-    else:
-        proposal = FilteringGuide(model, *sizes, activation=activation)
-    return Recipe(model, proposal, config=config)
+    return parts.recipe(model)
+
+
+def srnn(
+    x_dim: int,
+    z_dim: int,
+    h_dim: int,
+    emission: Part = "normal",
+    *,
+    prior: Part = "conditional",
+    guide: Part = "smoothing_residual",
+    cell: Part = "gru",
+    min_scale: float = 1e-3,
+    prior_gradient: bool = True,
+    dropout: float = 0.0,
+    activation: str = "relu",
+    prior_options: Options = None,
+    guide_options: Options = None,
+    emission_options: Options = None,
+) -> Recipe:
+    """SRNN of Fraccaro et al. (2016).
+
+    Args:
+        x_dim, z_dim, h_dim, emission, prior, guide, cell, min_scale, prior_gradient, dropout,
+            activation, prior_options, guide_options, emission_options: as for :func:`vrnn`.
+    """
+    parts = _Parts("srnn", locals())
+    model = SRNN(
+        x_dim,
+        z_dim,
+        prior=parts.prior(h_dim + z_dim),
+        decoder=parts.decoder(z_dim + h_dim),
+        cell=parts.cell(h_dim),
+        encode_x=parts.encoder(x_dim, dropout),
+    )
+    return parts.recipe(model)
+
+
+def dmm(
+    x_dim: int,
+    z_dim: int,
+    h_dim: int,
+    emission: Part = "normal",
+    *,
+    prior: Part = "gated",
+    guide: Part = "smoothing",
+    min_scale: float = 1e-3,
+    prior_gradient: bool = True,
+    dropout: float = 0.0,
+    activation: str = "relu",
+    prior_options: Options = None,
+    guide_options: Options = None,
+    emission_options: Options = None,
+) -> Recipe:
+    """Deep Markov model of Krishnan et al. (2017); Pyro's tutorial has ``guide="smoothing_flow"``.
+
+    Args:
+        x_dim, z_dim, h_dim, emission, prior, guide, min_scale, prior_gradient, dropout,
+            activation, prior_options, guide_options, emission_options: as for :func:`vrnn`;
+            dropout hides features from the guide alone, the model does not read x.
+    """
+    parts = _Parts("dmm", locals())
+    model = DMM(
+        x_dim,
+        z_dim,
+        prior=parts.prior(z_dim),
+        decoder=parts.decoder(z_dim),
+        encode_x=parts.encoder(x_dim, dropout),
+    )
+    return parts.recipe(model)
+
+
+def dsae(
+    x_dim: int,
+    z_dim: int,
+    h_dim: int,
+    f_dim: int = 16,
+    emission: Part = "normal",
+    *,
+    prior: Part = "conditional",
+    guide: Part = "full",
+    cell: Part = "lstm",
+    min_scale: float = 1e-3,
+    prior_gradient: bool = True,
+    dropout: float = 0.0,
+    activation: str = "relu",
+    prior_options: Options = None,
+    guide_options: Options = None,
+    emission_options: Options = None,
+) -> Recipe:
+    """DSAE of Li and Mandt (2018): a latent f of the whole sequence beside z_t.
+
+    Args:
+        x_dim, z_dim, h_dim, emission, prior, cell, min_scale, prior_gradient, dropout, activation,
+            prior_options, guide_options, emission_options: as for :func:`vrnn`.
+        f_dim: F, size of the latent that all steps share.
+        guide: of z: "full" (reads all of x, and f) or "factorised" (reads x_t alone), the two of
+            the paper; or any guide of :func:`vrnn`.
+    """
+    parts = _Parts("dsae", locals())
+    model = DSAE(
+        x_dim,
+        z_dim,
+        f_dim,
+        prior=parts.prior(h_dim),
+        decoder=parts.decoder(z_dim + f_dim),
+        cell=parts.cell(h_dim),
+        encode_x=parts.encoder(x_dim, dropout),
+        encode_z=parts.encoder(z_dim),
+    )
+    guide_of_z = parts.guide(model, GUIDES | OF_DSAE)
+    return Recipe(model, GlobalGuide(model, guide_of_z, rnn_dim=h_dim), config=parts.config)
+
+
+#: guides that only a DSAE has
+OF_DSAE = {"full": (GUIDES["smoothing"][0], "both"), "factorised": GUIDES["mean_field_frame"]}
 
 
 def avrnn(
     x_dim: int,
     z_dim: int,
     h_dim: int,
-    emission: str = "normal",
+    emission: Part = "normal",
     *,
-    prior: str = "conditional",
-    guide: str = "residual",
-    cell: str = "gru",
+    prior: Part = "conditional",
+    guide: Part = "residual",
+    cell: Part = "gru",
     min_scale: float = 1e-3,
     prior_gradient: bool = False,
     dropout: float = 0.0,
@@ -149,12 +342,17 @@ def avrnn(
     lipschitz: str | None = None,
     activation: str = "relu",
     window: int = 4,
+    prior_options: Options = None,
+    guide_options: Options = None,
+    emission_options: Options = None,
+    base: str = "vrnn",
 ) -> Recipe:
-    """VRNN with a critic: AVRNN of Huang and Xiao (2021), https://arxiv.org/abs/2108.04496.
+    """A model with a critic: AVRNN of Huang and Xiao (2021), https://arxiv.org/abs/2108.04496.
 
     Args:
-        x_dim, z_dim, h_dim, emission, prior, guide, cell, min_scale: as for :func:`vrnn`; the
-            guide defaults to the paper's, which uses the mean of the prior.
+        x_dim, z_dim, h_dim, emission, prior, guide, cell, min_scale, prior_options, guide_options,
+            emission_options: as for :func:`vrnn`; the guide defaults to the paper's, which uses
+            the mean of the prior.
         prior_gradient: False keeps the reconstruction step from moving the prior.
         dropout: as for :func:`vrnn`.
         hidden_activation: of model and guide, as ``activation`` of :func:`vrnn`.
@@ -164,26 +362,18 @@ def avrnn(
         lipschitz: for a feed-forward critic, spectral normalisation in "z" or in "all" it sees.
         activation: of a feed-forward critic, "relu" or "groupsort".
         window: for a feed-forward critic whose view shows a path, how many codes of it are seen.
+        base: the model; the paper's is "vrnn", any other recipe with latents will do.
 
     Raises:
         ValueError: an unknown part; the known ones are listed.
         NotImplementedError: spectral normalisation of an LSTM critic.
     """
-    config = _config("avrnn", locals())
-    base = vrnn(
-        x_dim,
-        z_dim,
-        h_dim,
-        emission,
-        prior=prior,
-        guide=guide,
-        cell=cell,
-        min_scale=min_scale,
-        prior_gradient=prior_gradient,
-        dropout=dropout,
-        activation=hidden_activation,
-    )
-    width = context_dim(view, h_dim, x_dim)
+    given = {**locals()}
+    config = _config("avrnn", given)
+    recipe = _pick("base", base, {name: RECIPES[name] for name in WITH_LATENTS})
+    shared = signature(recipe).parameters.keys() & given.keys()
+    made = recipe(**{k: given[k] for k in shared} | {"activation": hidden_activation})
+    width = context_dim(view, made.model.h_dim, x_dim)
     network: nn.Module
     if _pick("critic", critic, CRITICS) == "lstm":
         if lipschitz is not None:
@@ -203,10 +393,21 @@ def avrnn(
             lipschitz=lipschitz,
             window=window if VIEWS[view][2] else 0,
         )
-    return Recipe(base.model, base.guide, network, config)
+    return Recipe(made.model, made.guide, network, config)
 
 
-RECIPES: dict[str, Callable[..., Recipe]] = {"rnn": rnn, "vrnn": vrnn, "avrnn": avrnn}
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "rnn": rnn,
+    "vae": vae,
+    "storn": storn,
+    "vrnn": vrnn,
+    "avrnn": avrnn,
+    "srnn": srnn,
+    "dmm": dmm,
+    "dsae": dsae,
+}
+#: what may have a critic
+WITH_LATENTS = ("vae", "storn", "vrnn", "srnn", "dmm", "dsae")
 
 
 def save(recipe: Recipe, path: str | os.PathLike[str]) -> None:
@@ -215,7 +416,16 @@ def save(recipe: Recipe, path: str | os.PathLike[str]) -> None:
     Args:
         recipe: made by a function of this module.
         path: file to write; :func:`load` reads it.
+
+    Raises:
+        ValueError: a part that has no name, as it is one's own.
     """
+    for argument, value in recipe.config.items():
+        if callable(value):
+            raise ValueError(
+                f"{argument} of this recipe is one's own ({_called(value)}), and a file of "
+                "parameters can only name parts; keep the state_dict of model and guide instead"
+            )
     content = {"recipe": recipe.config, "model": recipe.model.state_dict()}
     content["guide"] = recipe.guide.state_dict()
     if recipe.critic is not None:
@@ -246,7 +456,8 @@ def load(path: str | os.PathLike[str]) -> Recipe:
         recipe = RECIPES[config.pop("recipe")](**config)
         for part in ("model", "guide", "critic"):
             if (module := getattr(recipe, part)) is not None:
-                dtypes = {value.dtype for value in content[part].values()}
+                values = content[part].values()
+                dtypes = {value.dtype for value in values if value.is_floating_point()}
                 module.to(*dtypes).load_state_dict(content[part])
     except Exception as error:
         raise ValueError(
@@ -256,26 +467,91 @@ def load(path: str | os.PathLike[str]) -> Recipe:
     return recipe
 
 
+class _Parts:
+    """What a recipe was called with, and the parts made of it.
+
+    Args:
+        name: of the recipe.
+        arguments: of its call.
+    """
+
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        self.config = _config(name, arguments)
+        self.given = arguments
+        self.hidden: dict[str, Any] = {
+            "hidden": (arguments["h_dim"],),
+            "activation": arguments["activation"],
+        }
+
+    def prior(self, h_dim: int) -> nn.Module:
+        kind, options = self._chosen("prior", PRIORS)
+        if kind is PRIORS["standard"]:
+            return kind(self.given["z_dim"], **options)
+        return kind(h_dim, self.given["z_dim"], **options)
+
+    def decoder(self, in_dim: int) -> nn.Module:
+        kind, options = self._chosen("emission", EMISSIONS, min_scale=self.given["min_scale"])
+        return kind(in_dim, self.given["x_dim"], **options)
+
+    def cell(self, in_dim: int) -> Any:
+        return _pick("cell", self.given["cell"], CELLS)(in_dim, self.given["h_dim"])
+
+    def encoder(self, in_dim: int, dropout: float = 0.0) -> nn.Module:
+        sizes, activation = [in_dim, self.given["h_dim"]], self.given["activation"]
+        return MLP(sizes, final=True, dropout=dropout, activation=activation)
+
+    def guide(self, model: SequenceModel, known: Mapping[str, Any] = GUIDES) -> SequenceGuide:
+        made = _pick("guide", self.given["guide"], known)
+        if not isinstance(made, tuple):
+            return made(model, **(self.given["guide_options"] or {}))
+        kind, reads = made
+        options = self._options("guide", kind, prior_gradient=self.given["prior_gradient"])
+        if reads is not None:
+            options["encoder"] = RecurrentEncoder(model.c_dim, self.given["h_dim"], reads)
+        return kind(model, **options)
+
+    def recipe(self, model: SequenceModel) -> Recipe:
+        return Recipe(model, self.guide(model), config=self.config)
+
+    def _chosen(self, what: str, known: Mapping[str, Any], **own: Any) -> tuple[Any, Any]:
+        kind = _pick(what, self.given[what], known)
+        if not isinstance(self.given[what], str):
+            return kind, dict(self.given[f"{what}_options"] or {})
+        return kind, self._options(what, kind, **own)
+
+    def _options(self, what: str, kind: Any, **own: Any) -> dict[str, Any]:
+        """Of what all parts get the options this one takes, then the user's."""
+        takes = [*signature(kind).parameters]
+        given = self.given[f"{what}_options"] or {}
+        for option in given:
+            if option not in takes:
+                raise ValueError(
+                    f"{what}_options of {self.given[what]!r} must be among "
+                    f"{', '.join(takes[1:])}, got {option!r}"
+                )
+        common = {k: v for k, v in (self.hidden | own).items() if k in takes}
+        return {**common, **given}
+
+
 def _config(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The call as plain values, its sizes checked before any network is built."""
     plain = {k: v.item() if hasattr(v, "item") else v for k, v in arguments.items()}
-    for size in ("x_dim", "z_dim", "h_dim", "critic_dim"):
+    plain |= {k: dict(v) for k, v in plain.items() if isinstance(v, Mapping)}
+    for size in ("x_dim", "z_dim", "h_dim", "f_dim", "critic_dim"):
         if plain.get(size, 1) < 1:
             hint = "; recipes.rnn has no latents" if size == "z_dim" else ""
             raise ValueError(f"{size} must be at least 1, got {plain[size]}{hint}")
     return {**plain, "recipe": name}
 
 
-def _pick(argument: str, name: str, known: Iterable[str]) -> Any:
-    if name not in known:
-        raise ValueError(f"{argument} must be one of {', '.join(known)}, got {name!r}")
-    return known[name] if isinstance(known, dict) else name
+def _pick(argument: str, part: Any, known: Iterable[str]) -> Any:
+    if callable(part):
+        return part
+    if part not in known:
+        own = "" if argument in ("critic", "base") else ", or one's own"
+        raise ValueError(f"{argument} must be one of {', '.join(known)}{own}, got {part!r}")
+    return known[part] if isinstance(known, Mapping) else part
 
 
-def _emission(
-    name: str, in_dim: int, x_dim: int, h_dim: int, min_scale: float, activation: str
-) -> NormalEmission | BernoulliEmission:
-    kind = _pick("emission", name, EMISSIONS)
-    if kind is NormalEmission:
-        return NormalEmission(in_dim, x_dim, (h_dim,), min_scale=min_scale, activation=activation)
-    return BernoulliEmission(in_dim, x_dim, (h_dim,), activation=activation)
+def _called(part: Any) -> str:
+    return getattr(part, "__name__", type(part).__name__)

@@ -41,6 +41,10 @@ class StepDensities(NamedTuple):
     proposal: dist.Distribution
     states: Any
     c: Tensor  # (T, 1, B, C)
+    # of a latent that all steps share; its densities are in those of step 1, too
+    f: Tensor | None = None  # (K, B, F)
+    prior_f: dist.Distribution | None = None
+    proposal_f: dist.Distribution | None = None
 
     @property
     def log_weight(self) -> Tensor:
@@ -55,6 +59,7 @@ def rollout(
     mask: Tensor,
     num_particles: int = 1,
     z: Tensor | None = None,
+    f: Tensor | None = None,
     select: Select | None = None,
 ) -> StepDensities:
     """Draw (or take) latents along the guide and score them under model and guide.
@@ -67,6 +72,7 @@ def rollout(
         num_particles: K.
         z: ``(T, K, B, Z)`` to be scored, or None to draw from the guide; draws consume the
             random numbers that the guide's own loop would.
+        f: ``(K, B, F)``, given with ``z`` where the model has a latent that all steps share.
         select: called after every step; says which particles go on from it, as a particle
             filter resamples. Row t of the result holds the particles as they were at step t.
 
@@ -89,19 +95,30 @@ def rollout(
     learns = torch.is_grad_enabled() and any(
         p.requires_grad for p in getattr(guide, "parameters", tuple)()
     )
-    c = guide.encode(x, mask)  # (B, T, C)
     state = model.init(Size((particles, size)))
-    states, draws = [], []
+    prior_f = proposal_f = None
+    of_f: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)  # log p(f), log q(f)
+    if model.f_dim:
+        if (z is None) != (f is None) or (f is not None and f.shape[:2] != (particles, size)):
+            raise ValueError(
+                f"f must have shape (K, B, F) = ({particles}, {size}, {model.f_dim}) and be given "
+                f"where z is, got {None if f is None else tuple(f.shape)}"
+            )
+        prior_f = model.prior_f(Size((size,)))
+        proposal_f = guide.proposal_f(x, mask)
+        if f is None:
+            f = _draw(proposal_f.expand(Size((particles, size))), learns)
+        state = model.condition(state, f)
+        of_f = (prior_f.log_prob(f), proposal_f.log_prob(f))
+    c = guide.encode(x, mask)  # (B, T, C)
+    states, draws, cached = [], [], []
     for t in range(length):
         if z is None or select is not None:
             q_t = guide.proposal(state, c[:, t])
         if z is None:
-            if learns and not q_t.has_rsample:
-                raise NotImplementedError(
-                    f"the guide's {type(q_t).__name__} is not reparameterised, so its parameters "
-                    "would get no gradient; pyro.infer.Trace_ELBO takes such guides"
-                )
-            z_t = q_t.rsample() if q_t.has_rsample else q_t.sample()
+            z_t = _draw(q_t, learns)
+            if isinstance(q_t, dist.TransformedDistribution):
+                cached.append(q_t.log_prob(z_t))  # the flow remembers how it came to this draw
         else:
             z_t = z[t]
         states.append(state)
@@ -112,8 +129,11 @@ def rollout(
         if select is not None:
             with torch.no_grad():  # the densities with gradients are computed once, below
                 log_prior = model.transition(before).log_prob(z_t)
+                log_proposal = q_t.log_prob(z_t)
+                if t == 0:
+                    log_prior, log_proposal = log_prior + of_f[0], log_proposal + of_f[1]
                 log_emission = model.emission(z_t, before).log_prob(x[:, t])
-                terms = (log_prior, log_emission, q_t.log_prob(z_t))
+                terms = (log_prior, log_emission, log_proposal)
                 parents = select(t, *(torch.where(mask[:, t], term, 0.0) for term in terms))
             if parents is not None:
                 state = _gather(state, parents)
@@ -125,20 +145,39 @@ def rollout(
     prior = model.transition(stacked)
     emission = model.emission(draws_all, stacked)
     proposal = guide.proposal(stacked, c_all)
+    log_prior = prior.log_prob(draws_all)
+    log_proposal = torch.stack(cached) if cached else proposal.log_prob(draws_all)
+    if model.f_dim:
+        log_prior, log_proposal = (
+            torch.cat([(term[0] + extra).unsqueeze(0), term[1:]])
+            for term, extra in zip((log_prior, log_proposal), of_f, strict=True)
+        )
     return StepDensities(
         z=draws_all,
         h=model.hidden(stacked),
         x=x_all,
         mask=observed,
-        log_prior=torch.where(observed, prior.log_prob(draws_all), 0.0),
+        log_prior=torch.where(observed, log_prior, 0.0),
         log_emission=torch.where(observed, emission.log_prob(x_all), 0.0),
-        log_proposal=torch.where(observed, proposal.log_prob(draws_all), 0.0),
+        log_proposal=torch.where(observed, log_proposal, 0.0),
         prior=prior,
         emission=emission,
         proposal=proposal,
         states=stacked,
         c=c_all,
+        f=f,
+        prior_f=prior_f,
+        proposal_f=proposal_f,
     )
+
+
+def _draw(proposal: dist.Distribution, learns: bool) -> Tensor:
+    if learns and not proposal.has_rsample:
+        raise NotImplementedError(
+            f"the guide's {type(proposal).__name__} is not reparameterised, so its parameters "
+            "would get no gradient; pyro.infer.Trace_ELBO takes such guides"
+        )
+    return proposal.rsample() if proposal.has_rsample else proposal.sample()
 
 
 def _gather(state: Any, parents: Tensor) -> Any:

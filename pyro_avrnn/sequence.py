@@ -2,6 +2,10 @@
 
 All Pyro sites of the library are stated in this file, once. Sites are ``z_1 .. z_T`` and
 ``x_1 .. x_T`` inside the plate ``sequences`` (dimension -1), t counted from 1 as in the papers.
+
+A model whose steps share a latent f says its size, ``f_dim``, and writes two functions more:
+``prior_f``, and ``condition``, which puts f into the state; its guide writes ``proposal_f``. The
+site ``f`` comes before the loop; its densities are counted with step 1.
 """
 
 from abc import ABC, abstractmethod
@@ -16,6 +20,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
+from pyro_avrnn.networks import agree
 from pyro_avrnn.rollout import Select, StepDensities, rollout
 
 
@@ -29,17 +34,24 @@ class SequenceModel(nn.Module, ABC):
     Args:
         x_dim: X, size of an observation.
         z_dim: Z, size of a latent; 0 for a model without latents.
+        f_dim: F, size of a latent that all steps share; 0 for a model without one.
+        decoder: the network of the emission, if it has one: says which data it can score.
     """
 
     support: constraints.Constraint = constraints.real
     expects: str = "finite real numbers"
 
-    def __init__(self, x_dim: int, z_dim: int) -> None:
+    def __init__(
+        self, x_dim: int, z_dim: int, *, f_dim: int = 0, decoder: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        for name, value, least in (("x_dim", x_dim, 1), ("z_dim", z_dim, 0)):
+        for name, value, least in (("x_dim", x_dim, 1), ("z_dim", z_dim, 0), ("f_dim", f_dim, 0)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        self.x_dim, self.z_dim = x_dim, z_dim
+        self.x_dim, self.z_dim, self.f_dim = x_dim, z_dim, f_dim
+        agree("x", model=x_dim, decoder=getattr(decoder, "x_dim", None))
+        self.support = getattr(decoder, "support", self.support)
+        self.expects = getattr(decoder, "expects", self.expects)
 
     @abstractmethod
     def init(self, batch_shape: Size) -> Any:
@@ -57,13 +69,41 @@ class SequenceModel(nn.Module, ABC):
     def advance(self, state: Any, z_t: Tensor, x_t: Tensor) -> Any:
         """The next state."""
 
+    def prior_f(self, batch_shape: Size) -> dist.Distribution:
+        """p(f), batch shape ``batch_shape``, event shape ``(F,)``; for models with f_dim > 0."""
+        raise NotImplementedError(f"{type(self).__name__} has f_dim > 0 and must write prior_f")
+
+    def condition(self, state: Any, f: Tensor) -> Any:
+        """The initial state with f ``(*batch, F)`` in it; for models with f_dim > 0."""
+        raise NotImplementedError(f"{type(self).__name__} has f_dim > 0 and must write condition")
+
     def hidden(self, state: Any) -> Tensor:
         """What guides and critics read of a state: h_t, ``(*batch, H)``. Default: all of it."""
         return torch.cat(list(state), dim=-1)
 
     def features(self, x: Tensor) -> Tensor:
-        """Features of observations that the model owns and a guide borrows. Default: x itself."""
+        """Features of observations that the model owns and a guide borrows. Default: x itself.
+
+        Args:
+            x: ``(*batch, T, X)``; what is said of step t may depend on steps before t, too.
+
+        Returns:
+            ``(*batch, T, C)``.
+        """
         return x
+
+    @property
+    def h_dim(self) -> int:
+        """H, width of what ``hidden`` gives."""
+        with torch.no_grad():
+            return self.hidden(self.init(Size((1,)))).shape[-1]
+
+    @property
+    def c_dim(self) -> int:
+        """C, width of what ``features`` gives."""
+        own = next(self.parameters(), torch.empty(0))
+        with torch.no_grad(), torch.random.fork_rng([], enabled=self.training):  # dropout draws
+            return self.features(own.new_zeros(1, 1, self.x_dim)).shape[-1]
 
     def step(self, t: int, state: Any, x_t: Tensor | None = None) -> tuple[Any, Tensor]:
         """Step t of the Pyro program, t from 1; gives the next state and x_t ``(*batch, X)``."""
@@ -94,6 +134,9 @@ class SequenceModel(nn.Module, ABC):
         observations = []
         with pyro.plate("sequences", size, dim=-1):
             state = self.init(Size((size,)))
+            if self.f_dim:
+                with _masked(ragged, 1):
+                    state = self.condition(state, pyro.sample("f", self.prior_f(Size((size,)))))
             for t in pyro.markov(range(1, length + 1)):
                 with _masked(ragged, t):
                     state, x_t = self.step(t, state, None if x is None else x[:, t - 1])
@@ -108,6 +151,7 @@ class SequenceModel(nn.Module, ABC):
         num_particles: int = 1,
         *,
         z: Tensor | None = None,
+        f: Tensor | None = None,
         select: Select | None = None,
     ) -> StepDensities:
         """The same joint density with time as a batch dimension; see :func:`~.rollout.rollout`.
@@ -118,6 +162,7 @@ class SequenceModel(nn.Module, ABC):
             mask: ``(B, T)`` bool, a prefix, or None.
             num_particles: K draws a sequence.
             z: latents ``(T, K, B, Z)`` to score instead of drawing them.
+            f: with them, the latents ``(K, B, F)`` of a model that has such.
             select: says after each step which particles go on; see :data:`~.rollout.Select`.
 
         Returns:
@@ -126,7 +171,7 @@ class SequenceModel(nn.Module, ABC):
         x, mask = self.check(x, mask)
         _register("model", self)
         _register("guide", guide)
-        return rollout(self, guide, x, mask, num_particles, z, select)
+        return rollout(self, guide, x, mask, num_particles, z, f, select)
 
     def check(self, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor]:
         """Data and mask in the shapes they must have, padding overwritten by zeros.
@@ -176,6 +221,8 @@ class SequenceGuide(nn.Module, ABC):
         model: the model whose latents are proposed.
     """
 
+    smoothing: bool = False  # whether c_t depends on x after t: such a guide cannot work online
+
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
         self.init, self.advance, self.check = model.init, model.advance, model.check
@@ -184,7 +231,15 @@ class SequenceGuide(nn.Module, ABC):
             model.hidden,
             model.features,
         )
-        self.z_dim = model.z_dim
+        self.condition = model.condition
+        self.z_dim, self.f_dim = model.z_dim, model.f_dim
+
+    def proposal_f(self, x: Tensor, mask: Tensor) -> dist.Distribution:
+        """q(f | x_{1:T}), batch ``(B,)``, event shape ``(F,)``; for models with f_dim > 0."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not propose the latent f that all steps of this model "
+            "share; wrap it in models.GlobalGuide"
+        )
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """c, ``(B, T, C)``, computed once per batch of sequences. Default: the model's features.
@@ -211,6 +266,9 @@ class SequenceGuide(nn.Module, ABC):
         ragged = None if bool(mask.all()) else mask
         with pyro.plate("sequences", mask.shape[0], dim=-1):
             state = self.init(Size((mask.shape[0],)))
+            if self.f_dim:
+                with _masked(ragged, 1):
+                    state = self.condition(state, pyro.sample("f", self.proposal_f(x, mask)))
             for t in pyro.markov(range(1, mask.shape[1] + 1)):
                 with _masked(ragged, t):
                     z_t = pyro.sample(f"z_{t}", self.proposal(state, c[:, t - 1]))

@@ -124,6 +124,14 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "pieces, the others stay whole (default: none is cut)",
     )
     sizes.add_argument(
+        "--mu-law",
+        type=int,
+        metavar="BITS",
+        help="TIMIT: samples as so many bits of mu-law, scored by a discretised mixture of "
+        "logistics in bits a sample, which compare between papers (default: densities)",
+    )
+    sizes.add_argument("--frame", type=int, help="TIMIT: samples a frame (default: 200)")
+    sizes.add_argument(
         "--particles", type=int, default=64, help="K of IWAE and FIVO (default: 64)"
     )
     sizes.add_argument(
@@ -196,8 +204,13 @@ def _compare(args: argparse.Namespace, command: str) -> int:
 
 def _options(args: argparse.Namespace, timit: bool) -> dict[str, int]:
     """Of the data's reader."""
+    speech = {"frame": args.frame, "mu_law": args.mu_law}
     if timit:
-        return {"segment": 100 if args.segment is None else args.segment}
+        given = {name: value for name, value in speech.items() if value is not None}
+        return {"segment": 100 if args.segment is None else args.segment, **given}
+    for name, value in speech.items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is for TIMIT, got --data {args.data}")
     if args.segment is not None and not args.data.lower().endswith(".mat"):
         raise ValueError(f"--segment is for TIMIT and piano rolls (.mat), got --data {args.data}")
     return {} if args.segment is None else {"segment": args.segment}

@@ -9,9 +9,11 @@ from typing import Any
 
 from inference import Ramp
 from pyro_avrnn.critics import CRITICS, VIEWS
+from pyro_avrnn.emissions import EMISSIONS
 from pyro_avrnn.guides import GUIDES
 from pyro_avrnn.networks import ACTIVATIONS, CELLS
-from pyro_avrnn.recipes import PRIORS
+from pyro_avrnn.priors import PRIORS
+from pyro_avrnn.recipes import OF_DSAE, WITH_LATENTS
 
 #: a number, or (start, stop, fraction of the run)
 Weight = float | tuple[float, float, float]
@@ -27,15 +29,19 @@ class Row:
     view: str | None = None
     kl: Weight = 1.0  # weight of the KL term
     weight: Weight = 0.0  # weight of the critic's penalty
+    model: str = "vrnn"
+    z_dim: int | None = None  # sizes, where they are not the comparison's
+    h_dim: int | None = None
+    emission: str | None = None  # None: what the data ask for
     bound: str = "elbo"  # elbo, iwae, fivo
     particles: int = 1  # K of the bound in training
     dropout: float = 0.0  # share of x's features hidden in training
     activation: str = "relu"  # of all hidden layers of model and guide
     lr: float | None = None  # Adam's, where it is not the comparison's
     weight_decay: float | None = None  # AdamW's, likewise
-    guide: str = "filtering"
-    prior: str = "conditional"
-    cell: str = "gru"
+    guide: str | None = None  # parts, where they are not the model's own
+    prior: str | None = None
+    cell: str | None = None
     prior_gradient: bool = True  # residual guide: gradient through the prior mean
     critic: str = "feedforward"
     constraint: str = "spectral"  # spectral, gradient_penalty, clip
@@ -47,11 +53,6 @@ class Row:
     critic_lr: float = 1e-3
     adversarial_lr: float = 5e-5  # alternating only: RMSProp of the adversarial step
     detach_state: bool = True  # alternating only
-
-    @property
-    def model(self) -> str:
-        """rnn or vrnn."""
-        return "rnn" if self.schedule == "none" else "vrnn"
 
     @property
     def objective(self) -> str:
@@ -78,7 +79,7 @@ def _on(view: str) -> str:
 ROWS: dict[str, Row] = {
     row.label: row
     for row in (
-        Row("rnn", "none", "RNN without latents: does z help at all?"),
+        Row("rnn", "none", "RNN without latents: does z help at all?", model="rnn"),
         Row("elbo", "elbo", "VRNN, the ELBO from the first step"),
         Row("elbo-annealed", "elbo", "VRNN, KL weight from 0 to 1: the row to beat", kl=_ANNEALED),
         Row("iwae", "iwae", "VRNN, the importance-weighted bound", bound="iwae", particles=4),
@@ -151,9 +152,11 @@ def parse(text: str) -> Row:
     row = replace(ROWS[name], **values)
     for key, allowed in (
         ("view", [None, *VIEWS]),
-        ("guide", [*GUIDES]),
-        ("prior", [*PRIORS]),
-        ("cell", [*CELLS]),
+        ("model", ["rnn"] if row.schedule == "none" else [*WITH_LATENTS]),
+        ("emission", [None, *EMISSIONS]),
+        ("guide", [None, *GUIDES, *OF_DSAE]),
+        ("prior", [None, *PRIORS]),
+        ("cell", [None, *CELLS]),
         ("critic", [*CRITICS]),
         ("constraint", ["spectral", "gradient_penalty", "clip"]),
         ("on", ["z", "all"]),
@@ -167,6 +170,8 @@ def parse(text: str) -> Row:
         ("lr", row.lr is None or row.lr > 0.0, "more than 0"),
         ("weight_decay", row.weight_decay is None or row.weight_decay >= 0.0, "at least 0"),
         ("particles", row.particles >= 1, "at least 1"),
+        ("z_dim", row.z_dim is None or row.z_dim >= 1, "at least 1"),
+        ("h_dim", row.h_dim is None or row.h_dim >= 1, "at least 1"),
         ("dropout", 0.0 <= row.dropout < 1.0, "in [0, 1)"),
     ):
         if not fits:
@@ -194,6 +199,8 @@ def _value(key: str, kind: Any, text: str) -> Any:
             return kind(text)
         if kind == float | None:
             return float(text)
+        if kind == int | None:
+            return int(text)
         if kind is Weight or kind == Weight:
             start, arrow, rest = text.partition(">")
             stop, _, over = rest.partition("@")

@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -73,30 +74,36 @@ def build(row: Row, data: Dataset, settings: Settings) -> Trained:
     Raises:
         ValueError: parts that do not go together.
     """
-    emission = "bernoulli" if data.kind == "binary" else "normal"
-    sizes: dict[str, Any] = {"x_dim": data.x_dim, "h_dim": settings.h_dim}
-    common: dict[str, Any] = {
-        "cell": row.cell,
+    make = recipes.RECIPES[row.model]
+    takes = signature(make).parameters
+    emission = row.emission or {"binary": "bernoulli", "mu-law": "logistic"}.get(
+        data.kind, "normal"
+    )
+    given: dict[str, Any] = {
+        "x_dim": data.x_dim,
+        "z_dim": row.z_dim or settings.z_dim,
+        "h_dim": row.h_dim or settings.h_dim,
+        "emission": emission,
         "min_scale": settings.min_scale,
         "dropout": row.dropout,
-    }
-    hidden: dict[str, Any] = {"activation": row.activation}
-    if row.schedule == "none":
-        return Trained(recipes.rnn(**sizes, emission=emission, **common, **hidden), ELBO(), [])
-    common |= {
-        "z_dim": settings.z_dim,
-        "emission": emission,
-        "guide": row.guide,
-        "prior": row.prior,
         "prior_gradient": row.prior_gradient,
     }
+    if emission == "logistic" and data.kind == "mu-law":
+        given["emission_options"] = {"bits": data.bits}
+    for part in ("guide", "prior", "cell"):
+        chosen = getattr(row, part)
+        if part in takes:
+            given[part] = takes[part].default if chosen is None else chosen
+        elif chosen is not None:
+            raise ValueError(f"{part} is no part of the model {row.model!r}, got {chosen!r}")
+    given = {name: value for name, value in given.items() if name in takes}
     terms: dict[str, Any] = {"kl_weight": schedule(row.kl), "num_particles": row.particles}
     if row.view is None:
-        return Trained(recipes.vrnn(**sizes, **common, **hidden), BOUNDS[row.bound](**terms), [])
+        return Trained(make(**given, activation=row.activation), BOUNDS[row.bound](**terms), [])
     normalised = row.constraint == "spectral"
     recipe = recipes.avrnn(
-        **sizes,
-        **common,
+        **given,
+        base=row.model,
         hidden_activation=row.activation,
         view=row.view,
         critic=row.critic,

@@ -1,16 +1,32 @@
 """Models, one paper a file."""
 
+from pyro_avrnn.models.dmm import DMM, DMMState
+from pyro_avrnn.models.dsae import DSAE, DSAEState, GlobalGuide
 from pyro_avrnn.models.lgssm import LGSSM, ExactFilter, ExactSmoother, LGSSMState
 from pyro_avrnn.models.rnn import RNN, RNNState
+from pyro_avrnn.models.srnn import SRNN, SRNNState
+from pyro_avrnn.models.storn import STORN, STORNState
+from pyro_avrnn.models.vae import VAE, VAEState
 from pyro_avrnn.models.vrnn import VRNN, VRNNState
 
 __all__ = [
+    "DMM",
+    "DSAE",
     "LGSSM",
     "RNN",
+    "SRNN",
+    "STORN",
+    "VAE",
     "VRNN",
+    "DMMState",
+    "DSAEState",
     "ExactFilter",
     "ExactSmoother",
+    "GlobalGuide",
     "LGSSMState",
     "RNNState",
+    "SRNNState",
+    "STORNState",
+    "VAEState",
     "VRNNState",
 ]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pyro.distributions as dist
 from torch import Size, Tensor, nn
 
-from pyro_avrnn.networks import Cell, diagonal_normal
+from pyro_avrnn.networks import Cell, agree, diagonal_normal, width
 from pyro_avrnn.sequence import SequenceModel
 
 
@@ -31,10 +31,10 @@ class RNN(SequenceModel):
     """
 
     def __init__(self, x_dim: int, *, decoder: nn.Module, cell: Cell, encode_x: nn.Module) -> None:
-        super().__init__(x_dim, z_dim=0)
+        super().__init__(x_dim, z_dim=0, decoder=decoder)
+        agree("h", cell=cell.h_dim, decoder=width("in_dim", decoder))
+        agree("phi(x)", cell=cell.in_dim, encode_x=width("out_dim", encode_x))
         self.decoder, self.cell, self.encode_x = decoder, cell, encode_x
-        self.support = getattr(decoder, "support", self.support)
-        self.expects = getattr(decoder, "expects", self.expects)
 
     def init(self, batch_shape: Size) -> RNNState:
         """Zero memory."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pyro.distributions as dist
 from torch import Size, Tensor, nn
 
-from pyro_avrnn.networks import Cell, broadcast_cat
+from pyro_avrnn.networks import Cell, agree, broadcast_cat, width
 from pyro_avrnn.sequence import SequenceModel
 
 
@@ -44,11 +44,15 @@ class VRNN(SequenceModel):
         encode_x: nn.Module,
         encode_z: nn.Module,
     ) -> None:
-        super().__init__(x_dim, z_dim)
+        super().__init__(x_dim, z_dim, decoder=decoder)
+        agree("z", model=z_dim, prior=width("z_dim", prior), encode_z=width("in_dim", encode_z))
+        agree("h", cell=cell.h_dim, prior=width("h_dim", prior))
+        features = width("out_dim", encode_x, encode_z)
+        agree("phi(x) and phi(z) together", cell=cell.in_dim, features=features)
+        read = width("out_dim", encode_z, cell.h_dim)
+        agree("phi(z) and h together", decoder=width("in_dim", decoder), features=read)
         self.prior, self.decoder, self.cell = prior, decoder, cell
         self.encode_x, self.encode_z = encode_x, encode_z
-        self.support = getattr(decoder, "support", self.support)
-        self.expects = getattr(decoder, "expects", self.expects)
 
     def init(self, batch_shape: Size) -> VRNNState:
         """Zero memory."""
