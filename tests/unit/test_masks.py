@@ -95,7 +95,7 @@ class SeesPadding(FilteringGuide):
 
 def test_the_comparison_rejects_a_guide_that_sees_padding() -> None:
     model = recipes.vrnn(X, Z, H).model
-    faulty = Recipe(model, SeesPadding(model, H, H, (H,)))
+    faulty = Recipe(model, SeesPadding(model, (H,)))
     with pytest.raises(AssertionError, match="log_weight"):
         compare_padded_and_unpadded(faulty, K)
 

@@ -44,26 +44,9 @@ VRNNS = [name for name in FEW if name.startswith("vrnn")]
 Gradients = dict[str, Tensor]
 
 
-class Smoothing(FilteringGuide):
-    """q(z_t | x_{t:T}, h_t), with an encoder of its own on features that the model owns."""
-
-    def __init__(self, model: SequenceModel) -> None:
-        super().__init__(model, H, H, (H,))
-        self.encoder = nn.Linear(H, H)
-
-    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        c = torch.where(mask.unsqueeze(-1), self.encoder(self.features(x)).tanh(), 0.0)
-        return c.flip(1).cumsum(dim=1).flip(1)
-
-
-def smoothing() -> Recipe:
-    model = recipes.vrnn(X, Z, H).model
-    return Recipe(model, Smoothing(model))
-
-
 GUIDES: dict[str, Callable[[], Recipe]] = {
     name: lambda part=part: recipes.vrnn(X, Z, H, **part) for name, part in PROPOSALS.items()
-} | {"smoothing": smoothing}
+} | {"smoothing": lambda: recipes.vrnn(X, Z, H, guide="smoothing")}
 
 
 def data(recipe: Recipe) -> tuple[Tensor, Tensor]:
@@ -478,7 +461,7 @@ class Interrupted(FilteringGuide):
 
 def test_dreg_gives_the_parameters_back_when_a_proposal_fails() -> None:
     model = CASES[FILTERING]().model
-    recipe = Recipe(model, Interrupted(model, H, H, (H,)))
+    recipe = Recipe(model, Interrupted(model, (H,)))
     objective = IWAE(doubly_reparameterised=True)
     with pytest.raises(KeyboardInterrupt):
         objective(model, recipe.guide, *data(recipe))

@@ -300,7 +300,7 @@ def test_a_second_guide_for_the_same_model_is_refused_too() -> None:
     first = CASES[FILTERING]()
     args = data(first)
     train(first, *args)
-    other = Recipe(first.model, type(first.guide)(first.model, H, H, (H,)))
+    other = Recipe(first.model, type(first.guide)(first.model, (H,)))
     with pytest.raises(ValueError, match="another guide's tensor"):
         train(other, *args)
 

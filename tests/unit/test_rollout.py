@@ -230,7 +230,7 @@ def _faulty(fault: type) -> Recipe:
     if fault is LateWhenStacked:
         recipe.model.__class__ = LateWhenStacked  # same parameters, another transition
         return recipe
-    return Recipe(recipe.model, fault(recipe.model, H, H, (H,)))
+    return Recipe(recipe.model, fault(recipe.model, (H,)))
 
 
 @pytest.mark.parametrize(
