@@ -64,6 +64,7 @@ def compare(
         "min_scale": settings.min_scale if dataset.kind == "real" else None,
         "baseline_per_frame": data.independent_baseline(dataset),
         "command": command,
+        "kind": dataset.kind,
     }
     writable(out)
     facts = {

@@ -30,11 +30,18 @@ _COLUMNS = (
     ("critic", "critic_distance_per_frame"),
     ("prior scale", "prior_scale"),
     ("active", "active_units"),
+    ("bits", "bits_per_sample"),
+    ("parameters", "parameters"),
     ("k-hat", "pareto_k_median"),
     ("best step", "best_step"),
     ("seconds", "seconds"),
 )
-_K_HAT = [name for name, _ in _COLUMNS].index("k-hat")
+#: of the data, by kind: what their densities are of, and the baseline without time or structure
+_KINDS = {
+    "real": ("densities of standardised data", "Independent normals per dimension"),
+    "binary": ("densities of 0/1 data", "Independent Bernoullis per dimension"),
+    "mu-law": ("masses of mu-law levels", "One histogram of the levels of all samples"),
+}
 
 
 def write(out: Path, results: list[dict[str, Any]], dataset: Dataset) -> None:
@@ -66,35 +73,41 @@ def table(results: list[dict[str, Any]]) -> str:
     """Markdown: one line a row, mean and standard deviation over seeds, nats per frame."""
     first = results[0]
     settings = first["settings"]
-    head = [name.format(K=settings["num_particles"]) for name, _ in _COLUMNS]
+    columns = [c for c in _COLUMNS if c[1] != "bits_per_sample" or c[1] in first]
+    head = [name.format(K=settings["num_particles"]) for name, _ in columns]
     lines = [["row", *head]]
     for label in dict.fromkeys(r["row"] for r in results):
         of_row = [r for r in results if r["row"] == label]
-        cells = [_cell([r.get(key) for r in of_row]) for _, key in _COLUMNS]
+        cells = [_cell([r.get(key) for r in of_row]) for _, key in columns]
         if all(r.get("pareto_k_constant") == 1.0 for r in of_row):
-            cells[_K_HAT] = "weights constant"
+            cells[head.index("k-hat")] = "weights constant"
         lines.append([label, *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
     seeds = sorted({r["seed"] for r in results})
     made = dict.fromkeys((r["command"], r["commit"]) for r in results)
     floor = f", scale floor {first['min_scale']:g}" if first["min_scale"] is not None else ""
+    kind = first.get("kind") or ("real" if floor else "binary")
+    masses, baseline = _KINDS[kind]
     notes = [
         f"Data {first['data']}, split {first['split']}: {first['sequences']} sequences, "
-        f"{first['frames']} frames{floor}; densities of "
-        + ("standardised data." if floor else "0/1 data."),
+        f"{first['frames']} frames{floor}; {masses}.",
         f"Nats per frame: the sum over the set divided by its frames; mean ± standard deviation "
         f"over {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))}). "
         f"Best parameters by the validation {settings.get('validate_by', 'iwae').upper()}-16 of "
         "each training.",
-        f"{'Independent normals' if floor else 'Independent Bernoullis'} per dimension fitted on "
-        f"the training set: {first['baseline_per_frame']:.2f}. A row that does not beat this has "
-        "learnt nothing.",
+        f"{baseline} fitted on the training set: {first['baseline_per_frame']:.2f}. A row that "
+        "does not beat this has learnt nothing.",
         "KL splits into information (upper bound) and aggregate mismatch (lower bound), read on "
         "held-out sequences; W2 is the closed form, an upper bound of what a one-step critic "
         "estimates; prior scale is the average deviation of p(z_t | h_t), with which distances "
         "shrink; k-hat above 0.7: the bound's own estimate is unreliable for single sequences "
         "(weights constant: they have no tail). FIVO is a particle filter's bound.",
+        *(
+            ["bits: of a sample, by the best of the three bounds; uniform 16-bit levels: 16.00."]
+            if "bits_per_sample" in first
+            else []
+        ),
         *(f"Made by `{command}` at commit {commit}." for command, commit in made),
     ]
     if settings["steps"] < SHORT:

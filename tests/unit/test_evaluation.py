@@ -344,7 +344,7 @@ class OneUnit(FilteringGuide):
 @pytest.mark.parametrize(("guide", "units"), [(Blind, 0), (OneUnit, 1)])
 def test_active_units_are_those_whose_posterior_mean_moves(guide: type, units: int) -> None:
     model = recipes.vrnn(X, Z, H).model
-    built = Blind(model) if guide is Blind else OneUnit(model, X, H)
+    built = Blind(model) if guide is Blind else OneUnit(model)
     x, mask = data(Recipe(model, built))
     found = evaluate(model, built, x, mask, num_particles=30)
     assert found.active_units == units
