@@ -50,7 +50,8 @@ def to_arviz(
     Returns:
         ``InferenceData`` or ``DataTree`` with groups posterior, prior, prior_predictive,
         posterior_predictive, log_likelihood, observed_data and sample_stats, dimensions
-        (chain, draw, time, latent) and (chain, draw, time, feature).
+        (chain, draw, time, latent) and (chain, draw, time, feature); a latent that all steps
+        share is the variable f, (chain, draw, global).
 
     Raises:
         ValueError: more than one sequence, or another rank.
@@ -83,15 +84,26 @@ def to_arviz(
         },
         "observed_data": {"x": x[0].cpu().numpy()},
     }
+    f = getattr(d, "f", None)  # a latent that all steps share
+    if f is not None:
+        groups["posterior"]["f"] = f[:, 0].unsqueeze(0).cpu().numpy()
+        groups["prior"]["f"] = free["f"][:, 0].unsqueeze(0).cpu().numpy()
     if d.z.shape[-1] == 0:
-        del groups["posterior"], groups["prior"]
+        del groups["posterior"]["z"], groups["prior"]["z"]
+    groups = {name: group for name, group in groups.items() if group}
     times = np.arange(1, length + 1) * (1.0 if frame_seconds is None else frame_seconds)
     coords = {
         "time": times,
         "latent": np.arange(d.z.shape[-1]),
+        "global": np.arange(0 if f is None else f.shape[-1]),
         "feature": np.arange(x.shape[-1]),
     }
-    dims = {"z": ["time", "latent"], "x": ["time", "feature"], "log_weight": ["time"]}
+    dims = {
+        "z": ["time", "latent"],
+        "f": ["global"],
+        "x": ["time", "feature"],
+        "log_weight": ["time"],
+    }
     return _container(groups, coords, dims)
 
 

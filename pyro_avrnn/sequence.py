@@ -40,6 +40,7 @@ class SequenceModel(nn.Module, ABC):
 
     support: constraints.Constraint = constraints.real
     expects: str = "finite real numbers"
+    padding: float = 0.0  # a value of the support that padded steps are overwritten with
 
     def __init__(
         self, x_dim: int, z_dim: int, *, f_dim: int = 0, decoder: nn.Module | None = None
@@ -52,6 +53,7 @@ class SequenceModel(nn.Module, ABC):
         agree("x", model=x_dim, decoder=getattr(decoder, "x_dim", None))
         self.support = getattr(decoder, "support", self.support)
         self.expects = getattr(decoder, "expects", self.expects)
+        self.padding = getattr(decoder, "padding", self.padding)
 
     @abstractmethod
     def init(self, batch_shape: Size) -> Any:
@@ -174,7 +176,7 @@ class SequenceModel(nn.Module, ABC):
         return rollout(self, guide, x, mask, num_particles, z, f, select)
 
     def check(self, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor]:
-        """Data and mask in the shapes they must have, padding overwritten by zeros.
+        """Data and mask in the shapes they must have, padding overwritten by ``padding``.
 
         Raises:
             ValueError: naming the argument, what was expected and what arrived.
@@ -200,7 +202,7 @@ class SequenceModel(nn.Module, ABC):
             mask = x.new_ones(x.shape[:2], dtype=torch.bool)
         else:
             mask = check_mask(mask, x.shape[:2])
-            x = torch.where(mask.unsqueeze(-1), x, 0.0)
+            x = torch.where(mask.unsqueeze(-1), x, self.padding)
         bad = ~torch.isfinite(x) if self.support is constraints.real else ~self.support.check(x)
         if bool(bad.any()):
             b, t, i = bad.nonzero()[0].tolist()

@@ -236,7 +236,7 @@ def run(
                 "sequences": len(scored),
             }
     checkpoint.unlink(missing_ok=True)
-    bounds = [numbers[f"{name}_per_frame"] for name in ("elbo", "iwae", "fivo")]
+    bounds: list[Any] = [numbers[f"{name}_per_frame"] for name in ("elbo", "iwae", "fivo")]
     if data.kind == "mu-law" and None not in bounds:  # of one sample, by the best bound
         found["bits_per_sample"] = -max(bounds) / (data.x_dim * math.log(2.0))
     return {

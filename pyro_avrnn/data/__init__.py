@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pyro_avrnn.data.companding import mu_law, mu_law_decode
 from pyro_avrnn.data.npz import npz
 from pyro_avrnn.data.piano_rolls import piano_rolls
 from pyro_avrnn.data.sequences import Batches, Dataset, Sequences, independent_baseline
@@ -17,6 +18,8 @@ __all__ = [
     "Sequences",
     "independent_baseline",
     "load",
+    "mu_law",
+    "mu_law_decode",
     "npz",
     "piano_rolls",
     "timit",

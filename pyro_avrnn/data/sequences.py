@@ -2,7 +2,7 @@
 
 Data is ``(N, T, X)`` with a prefix mask ``(N, T)``, True = observed; padding is zero. Real data
 are held standardised, ``(raw - mean) / std`` with training statistics, and every density of a
-model of them is in those units; binary data are held as they are.
+model of them is in those units; binary data and mu-law levels are held as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+
+from pyro_avrnn.data.companding import level_of
 
 _WINDOW = 8  # batches sorted by length together: enough to save padding, few enough to stay random
 
@@ -183,12 +185,17 @@ class Dataset:
 
     Args:
         name: short, for tables.
-        train, valid, test: real data are already ``(raw - mean) / std``, binary data as they are.
-        mean, std: training statistics, shape (X,) or one number; 0 and 1 for binary data.
-        kind: "real" or "binary" (every value 0 or 1).
+        train, valid, test: real data are already ``(raw - mean) / std``, others as they are.
+        mean, std: training statistics, shape (X,) or one number; 0 and 1 unless data are real.
+        kind: "real", "binary" (every value 0 or 1) or "mu-law" (centres of 2^bits equal cells of
+            (-1, 1); padding is 0 and no centre).
         frame_seconds: time from one frame to the next, None where it is not known or not constant.
         sample_rate: in hertz, where a frame is a piece of waveform, else None.
         origin: who made the data, from where, under which licence, as far as known.
+        bits: from 1 to 16 for mu-law data, else None.
+
+    Raises:
+        ValueError: an unknown kind, bits that do not go with it, or splits of unequal X.
     """
 
     name: str
@@ -197,14 +204,22 @@ class Dataset:
     test: Sequences
     mean: Tensor | float
     std: Tensor | float
-    kind: Literal["real", "binary"]
+    kind: Literal["real", "binary", "mu-law"]
     frame_seconds: float | None
     sample_rate: int | None
     origin: str
+    bits: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("real", "binary"):
-            raise ValueError(f"kind must be 'real' or 'binary', got {self.kind!r}")
+        if self.kind not in ("real", "binary", "mu-law"):
+            raise ValueError(f"kind must be 'real', 'binary' or 'mu-law', got {self.kind!r}")
+        if self.kind != "mu-law" and self.bits is not None:
+            raise ValueError(
+                f"bits must be None for data of kind {self.kind!r}, got {self.bits}; only data of "
+                "kind 'mu-law' have levels"
+            )
+        if self.kind == "mu-law" and self.bits not in range(1, 17):
+            raise ValueError(f"bits must be from 1 to 16 for kind 'mu-law', got {self.bits}")
         sizes = {"train": self.train.x_dim, "valid": self.valid.x_dim, "test": self.test.x_dim}
         if len(set(sizes.values())) != 1:
             raise ValueError(f"the splits must have the same number of features, got {sizes}")
@@ -294,7 +309,8 @@ def independent_baseline(data: Dataset) -> float:
     """Test log-density of a model without time or structure, in nats per frame.
 
     Each dimension is independent: a normal with the mean and deviation of the training frames
-    (``kind`` "real", in the standardised units), or a Bernoulli with add-one smoothing ("binary").
+    (``kind`` "real", in the standardised units), a Bernoulli with add-one smoothing ("binary"), or
+    one histogram of the 2^bits levels, shared by all dimensions, add-one smoothed ("mu-law").
 
     Returns:
         The sum over the whole test set divided by its number of frames.
@@ -307,6 +323,11 @@ def independent_baseline(data: Dataset) -> float:
     if data.kind == "binary":
         p = (train.sum(dim=0) + 1) / (len(train) + 2)
         log_density = test * p.log() + (1 - test) * (-p).log1p()
+    elif data.kind == "mu-law":
+        assert data.bits is not None
+        counts = torch.bincount(level_of(train, data.bits).flatten(), minlength=2**data.bits)
+        p = (counts.double() + 1) / (train.numel() + 2**data.bits)
+        log_density = p.log()[level_of(test, data.bits)]
     else:
         mean, var = train.mean(dim=0), train.var(dim=0, correction=0)
         constant = (train == train[0]).all(dim=0)

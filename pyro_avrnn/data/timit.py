@@ -4,6 +4,8 @@ Read from a folder, or from a ``.zip`` in place, in either of two layouts: the s
 distributes (``timit/dr1-fvmh0/sa1.wav``, 16 speakers) and the full corpus of the LDC
 (``TRAIN/DR1/FVMH0/SA1.WAV``; upper or lower case). The frames of 200 samples and the global
 standardisation follow Chung et al. (2015), https://arxiv.org/abs/1506.02216; segments are ours.
+As mu-law levels instead, the samples follow Havtorn et al. (2022),
+https://arxiv.org/abs/2202.12707.
 
 The splits share no speaker. In the first layout dialect regions 1 to 6 are for training, 7 for
 validation, 8 for test; in the LDC's, TEST is for test, region 8 of TRAIN for validation, the rest
@@ -22,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pyro_avrnn.data import companding
 from pyro_avrnn.data._files import existing, naming, unreadable
 from pyro_avrnn.data.sequences import Dataset, Sequences
 
@@ -41,7 +44,13 @@ class _Utterance(NamedTuple):
     samples: np.ndarray  # int16, shape (S,)
 
 
-def timit(path: str | Path, *, frame: int = 200, segment: int | None = 100) -> Dataset:
+def timit(
+    path: str | Path,
+    *,
+    frame: int = 200,
+    segment: int | None = 100,
+    mu_law: int | None = None,
+) -> Dataset:
     """Read TIMIT; X = ``frame`` samples of waveform, standardised by one mean and deviation.
 
     Args:
@@ -49,9 +58,12 @@ def timit(path: str | Path, *, frame: int = 200, segment: int | None = 100) -> D
         frame: samples in a frame; the remainder of an utterance is dropped.
         segment: utterances are cut into segments of at most so many frames (the last one is
             shorter); None keeps them whole.
+        mu_law: bits, from 1 to 16: samples become the levels of :func:`~.companding.mu_law`, not
+            standardised, and the data are of kind "mu-law"; None keeps real numbers.
 
     Returns:
-        ``mean`` and ``std`` are numbers in int16 units, over all training frames.
+        ``mean`` and ``std`` are numbers in int16 units, over all training frames; 0 and 1 for
+        levels.
 
     Raises:
         FileNotFoundError: if there is no such path.
@@ -62,6 +74,8 @@ def timit(path: str | Path, *, frame: int = 200, segment: int | None = 100) -> D
     for argument, value in (("frame", frame), ("segment", segment)):
         if value is not None and value < 1:
             raise ValueError(f"{argument} must be at least 1, got {value}")
+    if mu_law is not None:
+        companding.check_bits("mu_law", mu_law)
     path = Path(path)
     series: dict[str, list[np.ndarray]] = {"train": [], "valid": [], "test": []}
     names: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
@@ -96,13 +110,17 @@ def timit(path: str | Path, *, frame: int = 200, segment: int | None = 100) -> D
                 f"{path} has no utterances for the {split} split ({len(seen)} in all); expected "
                 f"{_EXPECTED}, with all dialect regions"
             )
-    mean, std = _statistics(series["train"])
+    mean, std = (0.0, 1.0) if mu_law is not None else _statistics(series["train"])
+
+    def scaled(samples: np.ndarray) -> np.ndarray:
+        if mu_law is not None:
+            return companding.mu_law(samples, mu_law)
+        standardised: np.ndarray = (samples - np.float32(mean)) / np.float32(std)
+        return standardised
+
     with naming(path):
         train, valid, test = (
-            Sequences.from_list(
-                [(s - np.float32(mean)) / np.float32(std) for s in series[k]], names[k]
-            )
-            for k in series
+            Sequences.from_list(map(scaled, series[k]), names[k]) for k in series
         )
     return Dataset(
         "timit",
@@ -111,10 +129,11 @@ def timit(path: str | Path, *, frame: int = 200, segment: int | None = 100) -> D
         test,
         mean=mean,
         std=std,
-        kind="real",
+        kind="real" if mu_law is None else "mu-law",
         frame_seconds=frame / _RATE,
         sample_rate=_RATE,
         origin=f"{path.name}: TIMIT acoustic-phonetic corpus, (c) 1993 Linguistic Data Consortium",
+        bits=mu_law,
     )
 
 
