@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 from torch import Size, Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from pyro_avrnn.logistics import Cells, MixtureOfLogistics
 from pyro_avrnn.networks import MLP, NormalNetwork, broadcast_cat
 
 
@@ -212,199 +212,6 @@ class CategoricalEmission(_Decoder):
         return Classes(logits=logits, validate_args=False).to_event(1)
 
 
-class _Cells(constraints.Constraint):
-    """The centres ``(2k + 1) / 2^bits - 1`` of 2^bits equal cells of (-1, 1).
-
-    A value may be off its centre by 1/64 of a cell: centres are exact in float32, but not every
-    way of computing them is.
-
-    Args:
-        bits: from 1 to 16.
-    """
-
-    is_discrete = True
-
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
-        super().__init__()
-
-    def check(self, value: Tensor) -> Tensor:
-        """True where the value is a centre."""
-        cell = value * 2 ** (self.bits - 1) - 0.5
-        nearest = cell.round()
-        half = 2 ** (self.bits - 1)
-        return ((cell - nearest).abs() <= 1 / 64) & (nearest >= -half) & (nearest < half)
-
-
-#: exp(50) is wider than any use; beyond it float32 would round a cell's mass to 0, its log to -inf
-_MAX_LOG_SCALE = 50.0
-
-
-class MixtureOfLogistics(dist.TorchDistribution):
-    r"""Independent features, each a mixture of logistics on 2^bits levels; event shape ``(X,)``.
-
-    A level's mass is that of its cell, the first and last cell taking the tails. For an inner
-    cell from a to b, in units of the scale about the location, of width :math:`2w = b - a`,
-
-    .. math:: \sigma(b) - \sigma(a) = \sigma(b)\,\sigma(-a)\,(1 - e^{-2w}),
-
-    which has nothing to cancel, for w is known by itself. So masses are exact to round-off and
-    sum to 1, however narrow or wide a component is, and log-masses and their gradients are finite.
-
-    Args:
-        parameters: ``(*batch, 3, C, X)``: logits, locations and log scales of C components.
-        bits: from 1 to 16.
-        min_log_scale: log scales below it are raised to it (and there get no gradient).
-    """
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    has_rsample = False
-
-    def __init__(
-        self,
-        parameters: Tensor,
-        bits: int = 16,
-        min_log_scale: float = -7.0,
-        validate_args: bool | None = None,
-    ) -> None:
-        self.parameters, self.bits, self.min_log_scale = parameters, bits, min_log_scale
-        super().__init__(parameters.shape[:-3], parameters.shape[-1:], validate_args=validate_args)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Centres of cells."""
-        return constraints.independent(_Cells(self.bits), 1)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "MixtureOfLogistics":
-        """The same with a larger batch shape; no memory is copied."""
-        parameters = self.parameters.expand(*batch_shape, *self.parameters.shape[-3:])
-        return type(self)(parameters, self.bits, self.min_log_scale, self._validate_args)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Nats, ``(*batch)``, of values ``(*batch, X)``; no gradient with respect to them."""
-        if self._validate_args:
-            self._validate_sample(value)
-        parts = self.parameters.shape[-3:]
-        batch = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
-        parameters = self.parameters.expand(*batch, *parts).reshape(batch.numel(), *parts)
-        flat = value.to(parameters).expand(*batch, -1).reshape(batch.numel(), 1, parts[-1])
-        out: Tensor = _LogMass.apply(parameters, flat, self.bits, self.min_log_scale)
-        return out.reshape(batch)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Levels, ``(*sample_shape, *batch, X)``."""
-        with torch.no_grad():
-            logits, loc, scale = (p.mT for p in self._components())  # X, C
-            shape = Size(sample_shape)
-            drawn = dist.Categorical(logits=logits, validate_args=False).sample(shape)
-            loc, scale = (
-                p.expand(*shape, *p.shape).gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
-                for p in (loc, scale)
-            )
-            u = torch.rand_like(loc)  # may be 0, never 1; the end cell takes what is infinite
-            half = 2 ** (self.bits - 1)
-            cell = ((loc + scale * (u.log() - (-u).log1p())) * half).floor()
-            return (cell.clamp(-half, half - 1) + 0.5) / half
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the mixture, cut off at -1 and 1; within half a cell of the levels' mean."""
-        logits, loc, scale = self._components()
-        width, low = 2 / scale, (loc - 1) / scale
-        # the integral of a logistic cdf over (-1, 1), in the form that cancels nothing
-        wide = (low.sigmoid() * width.clamp(max=1.0).expm1()).log1p()
-        narrow = F.softplus(low + width) - F.softplus(low)
-        inside = scale * torch.where(width > 1, narrow, wide)
-        return (logits.softmax(dim=-2) * (inside - 1)).sum(dim=-2)
-
-    def _components(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, locations and scales, each ``(*batch, C, X)``."""
-        logits, loc, log_scale = self.parameters.unbind(-3)
-        return logits, loc, log_scale.clamp(self.min_log_scale, _MAX_LOG_SCALE).exp()
-
-
-class _LogMass(torch.autograd.Function):
-    """Log-mass of levels, summed over features; parameters ``(N, 3, C, X)``, values ``(N, 1, X)``.
-
-    This is where training on speech spends its time. Left to autograd, some thirty intermediate
-    tensors of the parameters' size would be kept, and memory, not arithmetic, sets the pace. So
-    rows go through in blocks that stay in the processor's cache, nothing is kept between forward
-    and backward, and the gradient, known in closed form, is written once.
-    """
-
-    @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any, parameters: Tensor, value: Tensor, bits: int, min_log_scale: float
-    ) -> Tensor:
-        ctx.save_for_backward(parameters, value)
-        ctx.bits, ctx.min_log_scale = bits, min_log_scale
-        out = parameters.new_empty(len(parameters))
-        for rows in _blocks(parameters):
-            logits = parameters[rows, 0]
-            terms = _Terms(parameters[rows], value[rows], bits, min_log_scale)
-            total = terms.joint.logsumexp(dim=1) - logits.logsumexp(dim=1)
-            torch.sum(total, dim=1, out=out[rows])
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: D102
-        parameters, value = ctx.saved_tensors
-        out = torch.empty_like(parameters)
-        for rows in _blocks(parameters):
-            weight = grad[rows, None, None]
-            _Terms(parameters[rows], value[rows], ctx.bits, ctx.min_log_scale).gradient(
-                weight, out[rows]
-            )
-        return out, None, None, None
-
-
-class _Terms:
-    """_Cells of N values under N times C components, tensors ``(N, C, X)``; worked on in place.
-
-    Args:
-        parameters: ``(N, 3, C, X)``.
-        value: ``(N, 1, X)``.
-        bits, min_log_scale: as of :class:`MixtureOfLogistics`.
-    """
-
-    def __init__(self, parameters: Tensor, value: Tensor, bits: int, min_log_scale: float) -> None:
-        self.logits, loc, self.log_scale = parameters.unbind(1)
-        self.floor, half_cell = min_log_scale, 0.5**bits
-        first, last = value < 2 * half_cell - 1, value > 1 - 2 * half_cell
-        self.precision = self.log_scale.clamp(min_log_scale, _MAX_LOG_SCALE).neg_().exp_()
-        centre = (value - loc).mul_(self.precision)
-        self.w = self.precision * half_cell
-        # a border at 1e4 scales is one at infinity: the exponentials below are exactly 0
-        self.b = (centre + self.w).masked_fill_(last, 1e4)
-        self.a = centre.sub_(self.w).masked_fill_(first, -1e4)
-        self.exp_b, self.exp_a = self.b.abs().neg_().exp_(), self.a.abs().neg_().exp_()
-        self.inner = torch.expm1(-2 * self.w).neg_().masked_fill_(first | last, 1.0)
-        # sigma(y) is exp(min(y, 0)) / (1 + exp(-|y|)): three logarithms become one
-        log_mass = (self.inner / (1 + self.exp_b)).div_(1 + self.exp_a).log_()
-        self.joint = log_mass.add_(self.b.clamp(max=0)).sub_(self.a.clamp(min=0)).add_(self.logits)
-
-    def gradient(self, weight: Tensor, out: Tensor) -> None:
-        """Write ``weight`` ``(N, 1, 1)`` times the gradient of the log-mass to ``out``."""
-        share = self.joint.softmax(dim=1).mul_(weight)  # of the component in the mass
-        torch.addcmul(share, self.logits.softmax(dim=1), weight, value=-1, out=out[:, 0])
-        by_b = torch.where(self.b < 0, 1.0, self.exp_b).div_(1 + self.exp_b)  # sigma(-b)
-        by_a = torch.where(self.a > 0, 1.0, self.exp_a).div_(1 + self.exp_a)  # sigma(a)
-        # w times the derivative of log(1 - e^{-2w}), which is 1 at w = 0, and 0 in the end cells
-        by_w = (1 - self.inner).div_(self.inner).mul_(self.w).mul_(2)
-        torch.mul(self.precision.mul_(by_a - by_b), share, out=out[:, 1])
-        by_log_scale = by_a.mul_(self.a).sub_(by_b.mul_(self.b)).sub_(by_w).mul_(share)
-        free = (self.log_scale >= self.floor) & (self.log_scale <= _MAX_LOG_SCALE)
-        torch.mul(by_log_scale, free, out=out[:, 2])
-
-
-def _blocks(parameters: Tensor) -> list[slice]:
-    """Rows taken together: half a megabyte a tensor, which caches hold; on other devices more."""
-    most = 2**17 if parameters.device.type == "cpu" else 2**25
-    step = max(1, most // max(1, parameters[0, 0].numel())) if len(parameters) else 1
-    return [slice(i, i + step) for i in range(0, len(parameters), step)]
-
-
 class DiscretisedLogisticMixture(_Decoder):
     r"""p(x_t | z_t, h): every feature a mixture of logistics over 2^bits levels of (-1, 1).
 
@@ -456,7 +263,7 @@ class DiscretisedLogisticMixture(_Decoder):
             raise ValueError(f"min_log_scale must be from -20 to 0, got {min_log_scale}")
         super().__init__(in_dim, x_dim, hidden, 3 * num_components * x_dim, activation)
         self.bits, self.num_components, self.min_log_scale = bits, num_components, min_log_scale
-        self.support = _Cells(bits)
+        self.support = Cells(bits)
         self.expects = f"mu-law levels: centres of {2**bits:,} equal cells of (-1, 1)"
         self.padding = 0.5**bits  # zero itself is the border of two cells
 

@@ -23,7 +23,19 @@ from torch import nn
 from pyro_avrnn.critics import CRITICS, VIEWS, FeedForwardCritic, LSTMCritic, context_dim
 from pyro_avrnn.emissions import EMISSIONS
 from pyro_avrnn.guides import GUIDES, NoLatents
-from pyro_avrnn.models import DMM, DSAE, RNN, SRNN, STORN, VAE, VRNN, GlobalGuide
+from pyro_avrnn.models import (
+    DMM,
+    DSAE,
+    RNN,
+    SRNN,
+    STORN,
+    VAE,
+    VRNN,
+    ConvolutionalGuide,
+    GlobalGuide,
+    PixelCNN,
+    PixelCNNVAE,
+)
 from pyro_avrnn.networks import CELLS, MLP, RecurrentEncoder
 from pyro_avrnn.priors import PRIORS
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
@@ -323,6 +335,49 @@ def dsae(
 OF_DSAE = {"full": (GUIDES["smoothing"][0], "both"), "factorised": GUIDES["mean_field_frame"]}
 
 
+def pixelcnn(
+    x_dim: int,
+    *,
+    channels: int = 32,
+    layers: int = 5,
+) -> Recipe:
+    """PixelCNN of van den Oord et al. (2016): a binary image by its own past, without a latent.
+
+    Args:
+        x_dim: X, pixels of an image, a square number; an image is a sequence of one step.
+        channels: maps of each of the two stacks.
+        layers: of gated convolutions.
+
+    Raises:
+        ValueError: images that are not square, or a size below 1.
+    """
+    config = _config("pixelcnn", locals())
+    model = PixelCNNVAE(x_dim, 0, decoder=PixelCNN(x_dim, 0, channels=channels, layers=layers))
+    return Recipe(model, NoLatents(model), config=config)
+
+
+def pixelcnn_vae(
+    x_dim: int,
+    z_dim: int,
+    *,
+    channels: int = 32,
+    layers: int = 5,
+) -> Recipe:
+    """PixelCNN-VAE (Gulrajani et al. 2017; Chen et al. 2017): a latent for the whole image.
+
+    Args:
+        x_dim, channels, layers: as for :func:`pixelcnn`.
+        z_dim: Z, size of the latent.
+
+    Raises:
+        ValueError: images that are not square, or a size below 1.
+    """
+    config = _config("pixelcnn_vae", locals())
+    decoder = PixelCNN(x_dim, z_dim, channels=channels, layers=layers)
+    model = PixelCNNVAE(x_dim, z_dim, decoder=decoder)
+    return Recipe(model, ConvolutionalGuide(model), config=config)
+
+
 def avrnn(
     x_dim: int,
     z_dim: int,
@@ -405,6 +460,8 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "srnn": srnn,
     "dmm": dmm,
     "dsae": dsae,
+    "pixelcnn": pixelcnn,
+    "pixelcnn_vae": pixelcnn_vae,
 }
 #: what may have a critic
 WITH_LATENTS = ("vae", "storn", "vrnn", "srnn", "dmm", "dsae")

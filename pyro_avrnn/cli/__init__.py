@@ -10,6 +10,7 @@ from pathlib import Path
 from pyro_avrnn.cli.compare import compare
 from pyro_avrnn.cli.rows import ROWS, Row, parse
 from pyro_avrnn.cli.runs import Settings
+from pyro_avrnn.data import holds_digits
 
 _EXAMPLES = """\
 examples:
@@ -80,7 +81,8 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     what.add_argument(
         "--data",
         default="vowels",
-        help="vowels (built in), a TIMIT folder or .zip, a piano-roll .mat, your own .npz",
+        help="vowels (built in), a folder or .zip of TIMIT or of spoken digits (FSDD), a "
+        "piano-roll .mat, your own .npz",
     )
     what.add_argument("--rows", nargs="+", metavar="ROW", help="rows by name, see below")
     what.add_argument(
@@ -169,7 +171,8 @@ def _compare(args: argparse.Namespace, command: str) -> int:
         value = getattr(args, flag)
         if value is not None and not (value > 0.0 or (value == 0.0 and "least" in least)):
             raise ValueError(f"--{flag.replace('_', '-')} must be {least}, got {value:g}")
-    timit = Path(args.data).is_dir() or args.data.lower().endswith(".zip")
+    folder = Path(args.data).is_dir() or args.data.lower().endswith(".zip")
+    timit = folder and not holds_digits(args.data)
     min_scale = args.min_scale
     if min_scale is None:
         min_scale = 0.01 if timit else 0.001

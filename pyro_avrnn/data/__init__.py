@@ -1,4 +1,4 @@
-"""Data sets: the built-in vowels, readers for TIMIT, piano rolls and ``.npz``; batches."""
+"""Data sets: the built-in vowels; readers for speech, piano rolls, images, ``.npz``; batches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pyro_avrnn.data.companding import mu_law, mu_law_decode
+from pyro_avrnn.data.digits import holds_digits, spoken_digits
+from pyro_avrnn.data.images import mnist
 from pyro_avrnn.data.npz import npz
 from pyro_avrnn.data.piano_rolls import piano_rolls
 from pyro_avrnn.data.sequences import Batches, Dataset, Sequences, independent_baseline
@@ -16,25 +18,29 @@ __all__ = [
     "Batches",
     "Dataset",
     "Sequences",
+    "holds_digits",
     "independent_baseline",
     "load",
+    "mnist",
     "mu_law",
     "mu_law_decode",
     "npz",
     "piano_rolls",
+    "spoken_digits",
     "timit",
     "vowels",
 ]
 
-_READERS = {".mat": piano_rolls, ".npz": npz, ".zip": timit}
+_READERS = {".mat": piano_rolls, ".npz": npz, ".gz": mnist}
 
 
 def load(source: str | Path, **options: Any) -> Dataset:
     """Load a data set by its name or by the kind of file.
 
     Args:
-        source: "vowels" (built in), a folder or ``.zip`` with TIMIT, a ``.mat`` file of piano
-            rolls, or a ``.npz`` file of one's own.
+        source: "vowels" (built in), a folder or ``.zip`` with TIMIT or the Free Spoken Digit
+            Dataset, a ``.mat`` file of piano rolls, a ``.csv.gz`` of MNIST images, or a ``.npz``
+            file of one's own.
         **options: go to the reader, such as ``segment`` for :func:`timit`.
 
     Raises:
@@ -48,12 +54,13 @@ def load(source: str | Path, **options: Any) -> Dataset:
     if source == "vowels":
         return vowels(**options)
     path = Path(source)
-    if source and path.is_dir():
-        return timit(path, **options)
+    if (source and path.is_dir()) or path.suffix.lower() == ".zip":
+        return (spoken_digits if holds_digits(path) else timit)(path, **options)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(
-            f"source must be 'vowels', a TIMIT folder or .zip, a piano-roll .mat or a .npz file, "
-            f"got {str(source)!r}, which is neither a known name or extension nor a folder"
+            "source must be 'vowels', a folder or .zip of TIMIT or spoken digits, a piano-roll "
+            f".mat, a .csv.gz of MNIST or a .npz file, got {str(source)!r}, which is neither a "
+            "known name or extension nor a folder"
         )
     return reader(path, **options)

@@ -97,6 +97,18 @@ def spoken_digits(
     )
 
 
+def holds_digits(path: str | Path) -> bool:
+    """Whether a folder or ``.zip`` has recordings named as this data set's are; never raises."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return any(_FILE.fullmatch(file.name) for file in path.rglob("*.wav"))
+        with zipfile.ZipFile(path) as archive:
+            return any(_FILE.fullmatch(name) for name in archive.namelist())
+    except Exception:  # of a damaged archive: its reader says so
+        return False
+
+
 def labels(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
     """Who says what, from the names.
 

@@ -3,6 +3,7 @@
 from pyro_avrnn.models.dmm import DMM, DMMState
 from pyro_avrnn.models.dsae import DSAE, DSAEState, GlobalGuide
 from pyro_avrnn.models.lgssm import LGSSM, ExactFilter, ExactSmoother, LGSSMState
+from pyro_avrnn.models.pixelcnn import ConvolutionalGuide, PixelCNN, PixelCNNState, PixelCNNVAE
 from pyro_avrnn.models.rnn import RNN, RNNState
 from pyro_avrnn.models.srnn import SRNN, SRNNState
 from pyro_avrnn.models.storn import STORN, STORNState
@@ -18,12 +19,16 @@ __all__ = [
     "STORN",
     "VAE",
     "VRNN",
+    "ConvolutionalGuide",
     "DMMState",
     "DSAEState",
     "ExactFilter",
     "ExactSmoother",
     "GlobalGuide",
     "LGSSMState",
+    "PixelCNN",
+    "PixelCNNState",
+    "PixelCNNVAE",
     "RNNState",
     "SRNNState",
     "STORNState",

@@ -347,7 +347,7 @@ def test_bad_data_is_one_sentence(
         (["--rows", "joint:view=sideways"], "view must be one of marginal, .*, got 'sideways'"),
         (["--rows", "joint:constraint=none"], "constraint must be one of spectral, "),
         (["--rows", "joint:on=x"], "on must be one of z, all, got 'x'"),
-        (["--rows", "elbo:guide=smooth"], "guide must be one of filtering, residual, got"),
+        (["--rows", "elbo:guide=smooth"], "guide must be one of filtering, residual, flow, smoothing,"),
         (["--rows", "elbo:prior=flow"], "prior must be one of conditional, standard, got"),
         (["--rows", "elbo:cell=rnn"], "cell must be one of gru, lstm, got"),
         (["--rows", "joint:critic=cnn"], "critic must be one of lstm, feedforward, got"),
