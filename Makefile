@@ -23,7 +23,7 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The tables of the README. Tuning reads the validation split only; its winners are the rows of
+# The tables of RESULTS.md. Tuning reads the validation split only; its winners are the rows of
 # `vowels` and `timit`. Results go to examples/results; --resume goes on after an interruption.
 RAMPS := elbo-annealed:kl=0>1@0.25 elbo-annealed elbo-annealed:kl=0>1@0.75 elbo-annealed:kl=0>1@1
 PAPER := alternating alternating:adversarial_lr=0.0005 alternating:guide=filtering \

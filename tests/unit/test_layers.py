@@ -63,8 +63,14 @@ def faults(path: str, source: str) -> list[str]:
         if name in PICKLERS:
             found.append(f"imports {name}")
     for node in ast.walk(tree):
+        if path.startswith("pyro_avrnn/models/") and isinstance(node, ast.ImportFrom | ast.Import):
+            known = [getattr(node, "module", None) or "", *(a.name for a in node.names)]
+            if not path.endswith("__init__.py") and any("pyro_avrnn.models" in n for n in known):
+                found.append("a model knows another")
         if not isinstance(node, ast.Call):
             continue
+        if ast.unparse(node.func) == "pyro.sample" and path != "pyro_avrnn/sequence.py":
+            found.append("states a Pyro site outside sequence.py")
         given = {keyword.arg: keyword.value for keyword in node.keywords}
         pickles = given.get("allow_pickle")
         if pickles is not None and getattr(pickles, "value", True) is not False:
@@ -114,6 +120,10 @@ def test_all_files_are_read() -> None:
         ("inference/training.py", "torch.load(path, weights_only=safe)"),
         ("inference/training.py", "from torch import load"),
         ("pyro_avrnn/data/npz.py", "pandas.read_pickle(path)"),
+        ("pyro_avrnn/models/srnn.py", "from pyro_avrnn.models.vrnn import VRNNState"),
+        ("pyro_avrnn/models/srnn.py", "import pyro_avrnn.models.vrnn"),
+        ("pyro_avrnn/models/srnn.py", "from pyro_avrnn.models import VRNN"),
+        ("pyro_avrnn/models/srnn.py", "pyro.sample('z', prior)"),
     ],
 )
 def test_the_check_rejects_a_planted_fault(path: str, source: str) -> None:
