@@ -1,0 +1,255 @@
+"""What a trained model says by itself: free runs, continuations of a prefix, and swapped f.
+
+Everything here draws from torch's global random state, keeps no gradient, and runs in evaluation
+mode (no dropout); every part of model and guide then goes back to the mode it was in.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor, nn
+
+from pyro_avrnn.sequence import SequenceGuide, SequenceModel
+
+
+@torch.no_grad()
+def generate(
+    model: SequenceModel,
+    size: int,
+    length: int,
+    *,
+    mean: bool = False,
+    f: Tensor | None = None,
+) -> Tensor:
+    """Sequences the model makes up: every latent from its prior, every observation fed back.
+
+    Args:
+        model: any sequence model.
+        size: B, sequences.
+        length: T, steps of each.
+        mean: the emission's mean at every step, fed back, instead of a draw from the emission;
+            latents are drawn all the same. Means of binary data are no binary data.
+        f: the latent that all steps share, ``(B, F)``, or ``(F,)`` for all sequences; None draws
+            it from its prior. Only for models that have one.
+
+    Returns:
+        ``(B, T, X)``.
+
+    Raises:
+        ValueError: a number below 1, f of another shape, or f for a model without one.
+        NotImplementedError: ``mean`` with an emission that does not know its mean.
+
+    Example:
+        >>> from pyro_avrnn import recipes
+        >>> generate(recipes.vrnn(x_dim=3, z_dim=2, h_dim=5).model, size=4, length=6).shape
+        torch.Size([4, 6, 3])
+    """
+    _at_least_one(size=size, length=length)
+    with _evaluating(model):
+        state = model.init(Size((size,)))
+        if model.f_dim:
+            f = model.prior_f(Size((size,))).sample() if f is None else f
+            if f.shape not in ((model.f_dim,), (size, model.f_dim)):
+                raise ValueError(
+                    f"f must have shape (B, F) = ({size}, {model.f_dim}) or ({model.f_dim},), "
+                    f"got {tuple(f.shape)}"
+                )
+            state = model.condition(state, f.expand(size, -1))
+        elif f is not None:
+            raise ValueError(_without_f("f", model))
+        return _free_run(model, state, length, mean)
+
+
+@torch.no_grad()
+def continue_from(
+    model: SequenceModel,
+    guide: SequenceGuide,
+    x: Tensor,
+    mask: Tensor | None = None,
+    *,
+    steps: int,
+    num_continuations: int,
+    num_particles: int = 64,
+    mean: bool = False,
+) -> Tensor:
+    r"""Draws of :math:`x_{T+1}, \dots, x_{T+S}` given :math:`x_{1:T}`.
+
+    The guide draws K paths of latents along the prefix. Each continuation takes one of them with
+    probability proportional to its importance weight, so that its path is one of the posterior as
+    K grows (of any K where the guide is the posterior), and runs freely from there.
+    Source: Smith and Gelfand (1992), https://doi.org/10.1080/00031305.1992.10475856 (the weighted
+    bootstrap).
+
+    The continuations of a sequence share its K paths: many more of them than K show the
+    emission's noise more than what is unknown about the prefix.
+
+    Args:
+        model, guide: the model, and what proposes its latents.
+        x: prefixes ``(B, T, X)``.
+        mask: ``(B, T)`` bool, a prefix, or None; each sequence goes on from its own last step.
+        steps: S, how many to add.
+        num_continuations: N, of each sequence.
+        num_particles: K.
+        mean: as for :func:`generate`.
+
+    Returns:
+        ``(N, B, S, X)``.
+
+    Raises:
+        ValueError: a number below 1, a prefix without steps, weights that are all zero or no
+            numbers, or data the model cannot score.
+        NotImplementedError: ``mean`` with an emission that does not know its mean.
+
+    Example:
+        >>> from pyro_avrnn import recipes
+        >>> r = recipes.vrnn(x_dim=3, z_dim=2, h_dim=5)
+        >>> x = torch.zeros(4, 6, 3)
+        >>> continue_from(r.model, r.guide, x, steps=2, num_continuations=7).shape
+        torch.Size([7, 4, 2, 3])
+    """
+    _at_least_one(steps=steps, num_continuations=num_continuations, num_particles=num_particles)
+    with _evaluating(model, guide):
+        x, mask = _with_steps(model, x, mask)
+        d = model.rollout(guide, x, mask, num_particles)
+        chosen = _choose(d.log_weight.sum(dim=0), num_continuations)  # (N, B)
+        sequence = torch.arange(len(x), device=x.device)
+        last = mask.sum(dim=1) - 1  # (B,)
+        before = type(d.states)(*(value[last, chosen, sequence] for value in d.states))
+        state = model.advance(before, d.z[last, chosen, sequence], x[sequence, last])
+        return _free_run(model, state, steps, mean)
+
+
+@torch.no_grad()
+def swap_f(
+    model: SequenceModel,
+    guide: SequenceGuide,
+    x: Tensor,
+    order: Sequence[int] | Tensor,
+    mask: Tensor | None = None,
+    *,
+    mean: bool = True,
+) -> Tensor:
+    """Sequences emitted again, each with its own z_{1:T} and the f of another one.
+
+    If f holds what does not change along a sequence (who speaks) and z what does (what is said),
+    the result says the same in the other's voice. Source: Li and Mandt (2018),
+    https://arxiv.org/abs/1803.02991, section 4.
+
+    Latents are one draw of the guide. A model whose recurrence reads x reads the data here.
+
+    Args:
+        model, guide: a model with a latent f that all steps share, and its guide.
+        x: ``(B, T, X)``.
+        order: B indices, counted from 0: sequence b gets the f of sequence ``order[b]``.
+        mask: ``(B, T)`` bool, a prefix, or None.
+        mean: the emission's means, or draws from it.
+
+    Returns:
+        ``(B, T, X)``, zero on padding.
+
+    Raises:
+        ValueError: a model without f, an order that is not B indices, a sequence without steps,
+            or data the model cannot score.
+        NotImplementedError: ``mean`` with an emission that does not know its mean.
+    """
+    if not model.f_dim:
+        raise ValueError(_without_f("swap_f", model))
+    with _evaluating(model, guide):
+        x, mask = _with_steps(model, x, mask)
+        taken = _indices(order, x)
+        own = model.rollout(guide, x, mask)
+        assert own.f is not None  # f_dim > 0
+        d = model.rollout(guide, x, mask, z=own.z, f=own.f[:, taken])
+        emitted = _mean(d.emission) if mean else d.emission.sample()  # (T, 1, B, X)
+        return torch.where(mask.unsqueeze(-1), emitted.squeeze(1).transpose(0, 1), 0.0)
+
+
+def _free_run(model: SequenceModel, state: Any, steps: int, mean: bool) -> Tensor:
+    """``(*batch, S, X)`` from a state ``(*batch, ...)`` on."""
+    observations = []
+    for _ in range(steps):
+        z_t = model.transition(state).sample() if model.z_dim else model.hidden(state)[..., :0]
+        emission = model.emission(z_t, state)
+        x_t = _mean(emission) if mean else emission.sample()
+        observations.append(x_t)
+        state = model.advance(state, z_t, x_t)
+    return torch.stack(observations, dim=-2)
+
+
+def _choose(log_weight: Tensor, count: int) -> Tensor:
+    """``(N, B)`` particles, each with probability proportional to its weight, of ``(K, B)``."""
+    usable = log_weight.isfinite().any(dim=0) & (log_weight < torch.inf).all(dim=0)
+    if not bool(usable.all()):
+        raise ValueError(
+            "every prefix must have a particle of positive weight to go on from, got weights that "
+            f"are all zero or no numbers for sequence {int((~usable).nonzero()[0])} (counted from "
+            "0); use more particles, or a guide trained on such data"
+        )
+    return torch.multinomial(log_weight.t().softmax(dim=-1), count, replacement=True).t()
+
+
+def _mean(emission: dist.Distribution) -> Tensor:
+    try:
+        return emission.mean
+    except NotImplementedError:
+        raise NotImplementedError(
+            f"mean=True needs an emission that knows its mean, got a {type(emission).__name__}; "
+            "mean=False draws from it"
+        ) from None
+
+
+def _with_steps(model: SequenceModel, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Data and mask as the model checks them, every sequence with a step at least."""
+    if x is None:
+        raise ValueError("x (B, T, X) is needed; generate makes up sequences without data")
+    x, mask_ = model.check(x, mask)
+    empty = ~mask_.any(dim=1)
+    if bool(empty.any()):
+        raise ValueError(
+            "mask must observe a step of every sequence, got none of sequence "
+            f"{int(empty.nonzero()[0])} (counted from 0); leave it out, or use generate, which "
+            "needs no data"
+        )
+    return x, mask_
+
+
+def _indices(order: Sequence[int] | Tensor, x: Tensor) -> Tensor:
+    """``order`` as B indices, ``(B,)``."""
+    given = torch.as_tensor(order, device=x.device)
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    known = whole and bool(((given >= 0) & (given < len(x))).all())
+    if not known or given.shape != x.shape[:1]:
+        raise ValueError(
+            f"order must hold an index from 0 to {len(x) - 1} for each of the {len(x)} sequences, "
+            f"got {given.tolist()}"
+        )
+    return given.long()
+
+
+def _without_f(what: str, model: SequenceModel) -> str:
+    return (
+        f"{what} needs a model with a latent that all steps share, which {type(model).__name__} "
+        "has not (f_dim 0); models.DSAE (recipes.dsae) has one"
+    )
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module) -> Iterator[None]:
+    """In evaluation mode inside; every part then goes back to its own mode."""
+    before = [(part, part.training) for module in modules for part in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in before:
+            part.training = mode
