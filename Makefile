@@ -5,7 +5,8 @@ OUT ?= runs/demo
 PYRO_AVRNN_DATA ?= ../shared/data
 TIMIT ?= $(PYRO_AVRNN_DATA)/timit.zip
 
-.PHONY: demo test lint vowels timit tune-vowels tune-timit exact tune-music music benchmark clean
+.PHONY: demo test lint vowels timit tune-vowels tune-timit exact tune-music music music-models \
+	speech digits images zoo swap benchmark clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -75,6 +76,26 @@ music: .venv/.installed  ## the tables of music: JSB with 3 seeds, the others wi
 	$(SONGS) $(MUSIC)/JSB_Chorales.mat --seeds 3 --out examples/results/music-jsb
 	$(SONGS) $(MUSIC)/Nottingham.mat --out examples/results/music-nottingham
 	$(SONGS) $(MUSIC)/Piano_midi.mat --out examples/results/music-piano
+
+music-models: .venv/.installed  ## RNN, STORN, SRNN and DMM on JSB, 1 seed
+	$(SONGS) $(MUSIC)/JSB_Chorales.mat --rows rnn storn srnn dmm --out examples/results/music-jsb-models
+
+speech: .venv/.installed  ## RNN, STORN, VRNN and SRNN on 16-bit mu-law TIMIT, in bits, 2 seeds
+	$(BIN)/python examples/speech_in_bits.py $(TIMIT) --seeds 2 --out examples/results/speech
+
+# Spoken digits (fsdd.zip) and the MNIST excerpt (mnist_5k.csv.gz) lie in DATA.
+DATA ?= $(PYRO_AVRNN_DATA)
+digits: .venv/.installed  ## DSAE on spoken digits: what f and z hold, 2 seeds
+	$(BIN)/python examples/global_features.py --data $(DATA)/fsdd.zip --out examples/results/digits
+
+images: .venv/.installed  ## PixelCNN-VAE and PixelCNN on MNIST
+	$(BIN)/python examples/pixelcnn_vae.py $(DATA)/mnist_5k.csv.gz --out examples/results/mnist
+
+zoo: .venv/.installed  ## every model on the vowels
+	$(BIN)/python examples/model_zoo.py --out examples/results/zoo
+
+swap: .venv/.installed  ## every prior with every guide, VRNN on the vowels
+	$(BIN)/python examples/swap_guides_and_priors.py --jobs 2 --out examples/results/swap
 
 benchmark: .venv/.installed  ## the cost of resampling, the memory of an evaluation
 	$(BIN)/python examples/benchmark.py --threads 1 --rounds 7 --out examples/results/benchmark
