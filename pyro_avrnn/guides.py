@@ -233,7 +233,22 @@ class MeanFieldGuide(FilteringGuide):
 
 
 class NoLatents(SequenceGuide):
-    """The empty guide of a model with Z = 0: no sites, log q = 0."""
+    """The empty guide of a model with Z = 0: no sites, log q = 0.
+
+    Args:
+        model: has no latents.
+
+    Raises:
+        ValueError: a model with latents, which nobody would propose.
+    """
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__(model)
+        if model.z_dim:
+            raise ValueError(
+                f"NoLatents proposes nothing, but {type(model).__name__} has latents (z_dim "
+                f"{model.z_dim}); use FilteringGuide"
+            )
 
     def proposal(self, state: Any, c_t: Tensor) -> dist.Distribution:
         """A normal over no dimensions."""

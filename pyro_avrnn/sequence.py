@@ -20,7 +20,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from pyro_avrnn.networks import agree
+from pyro_avrnn.networks import agree, width
 from pyro_avrnn.rollout import Select, StepDensities, rollout
 
 
@@ -36,6 +36,7 @@ class SequenceModel(nn.Module, ABC):
         z_dim: Z, size of a latent; 0 for a model without latents.
         f_dim: F, size of a latent that all steps share; 0 for a model without one.
         decoder: the network of the emission, if it has one: says which data it can score.
+        encode_x: the network that reads x, if it has one: must read X features.
     """
 
     support: constraints.Constraint = constraints.real
@@ -43,14 +44,20 @@ class SequenceModel(nn.Module, ABC):
     padding: float = 0.0  # a value of the support that padded steps are overwritten with
 
     def __init__(
-        self, x_dim: int, z_dim: int, *, f_dim: int = 0, decoder: nn.Module | None = None
+        self,
+        x_dim: int,
+        z_dim: int,
+        *,
+        f_dim: int = 0,
+        decoder: nn.Module | None = None,
+        encode_x: nn.Module | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (("x_dim", x_dim, 1), ("z_dim", z_dim, 0), ("f_dim", f_dim, 0)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.x_dim, self.z_dim, self.f_dim = x_dim, z_dim, f_dim
-        agree("x", model=x_dim, decoder=getattr(decoder, "x_dim", None))
+        agree("x", model=x_dim, decoder=width("x_dim", decoder), encode_x=width("in_dim", encode_x))
         self.support = getattr(decoder, "support", self.support)
         self.expects = getattr(decoder, "expects", self.expects)
         self.padding = getattr(decoder, "padding", self.padding)

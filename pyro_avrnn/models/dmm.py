@@ -39,7 +39,7 @@ class DMM(SequenceModel):
     def __init__(
         self, x_dim: int, z_dim: int, *, prior: nn.Module, decoder: nn.Module, encode_x: nn.Module
     ) -> None:
-        super().__init__(x_dim, z_dim, decoder=decoder)
+        super().__init__(x_dim, z_dim, decoder=decoder, encode_x=encode_x)
         agree(
             "z",
             model=z_dim,

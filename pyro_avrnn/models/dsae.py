@@ -57,7 +57,7 @@ class DSAE(SequenceModel):
         encode_x: nn.Module,
         encode_z: nn.Module,
     ) -> None:
-        super().__init__(x_dim, z_dim, f_dim=f_dim, decoder=decoder)
+        super().__init__(x_dim, z_dim, f_dim=f_dim, decoder=decoder, encode_x=encode_x)
         agree("z", model=z_dim, prior=width("z_dim", prior), encode_z=width("in_dim", encode_z))
         agree("h", cell=cell.h_dim, prior=width("h_dim", prior))
         agree("phi(z)", cell=cell.in_dim, encode_z=width("out_dim", encode_z))

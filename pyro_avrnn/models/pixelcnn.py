@@ -136,7 +136,8 @@ class PixelCNN(nn.Module):
                 raise ValueError(f"{name} must be odd and at least 3, got {value}")
         self.side = side_of(x_dim)
         self.x_dim, self.z_dim, self.in_dim = x_dim, z_dim, z_dim
-        self.channels, self.cell, cells = channels, cell, -(-self.side // cell)
+        self.channels, self.cell = channels, min(cell, self.side)
+        cells = -(-self.side // self.cell)
         self.layers = nn.ModuleList(
             GatedLayer(1, channels, first_kernel, first=True)
             if i == 0
@@ -199,22 +200,21 @@ class PixelCNN(nn.Module):
 
     def _spread(self, bias: Tensor) -> Tensor:
         """From cells to pixels, ``(N, 2C, side, side)``."""
-        if bias.shape[-1] == 1:
-            return bias
         return F.interpolate(bias, scale_factor=self.cell)[..., : self.side, : self.side]
 
     def _finish(
         self, vertical: Tensor, horizontal: Tensor, biases: list[tuple[Tensor, ...]]
     ) -> Tensor:
         """``(N, 1, side, side)`` from the first layer's convolutions."""
-        above: Tensor = vertical
-        left: Tensor = horizontal
-        for k, (layer, (of_v, of_h)) in enumerate(zip(self._stack, biases, strict=True)):
-            if k:
-                vertical, horizontal = layer.read(above, left)
-            above = gate(vertical + self._spread(of_v))
-            fresh = layer.right(horizontal + self._spread(of_h), layer.down(above))
-            left = left + fresh if k else fresh
+        first, *others = self._stack
+        of_v, of_h = map(self._spread, biases[0])
+        above = gate(vertical + of_v)
+        left = first.right(horizontal + of_h, first.down(above))
+        for layer, pair in zip(others, biases[1:], strict=True):
+            of_v, of_h = map(self._spread, pair)
+            vertical, horizontal = layer.read(above, left)
+            above = gate(vertical + of_v)
+            left = left + layer.right(horizontal + of_h, layer.down(above))
         return self.head(left)
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ class RNN(SequenceModel):
     """
 
     def __init__(self, x_dim: int, *, decoder: nn.Module, cell: Cell, encode_x: nn.Module) -> None:
-        super().__init__(x_dim, z_dim=0, decoder=decoder)
+        super().__init__(x_dim, z_dim=0, decoder=decoder, encode_x=encode_x)
         agree("h", cell=cell.h_dim, decoder=width("in_dim", decoder))
         agree("phi(x)", cell=cell.in_dim, encode_x=width("out_dim", encode_x))
         self.decoder, self.cell, self.encode_x = decoder, cell, encode_x

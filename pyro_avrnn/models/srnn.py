@@ -49,7 +49,7 @@ class SRNN(SequenceModel):
         cell: Cell,
         encode_x: nn.Module,
     ) -> None:
-        super().__init__(x_dim, z_dim, decoder=decoder)
+        super().__init__(x_dim, z_dim, decoder=decoder, encode_x=encode_x)
         agree("z", model=z_dim, prior=width("z_dim", prior))
         agree("phi(x)", cell=cell.in_dim, encode_x=width("out_dim", encode_x))
         state = cell.h_dim + z_dim

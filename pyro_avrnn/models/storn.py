@@ -47,7 +47,7 @@ class STORN(SequenceModel):
         encode_x: nn.Module,
         encode_z: nn.Module,
     ) -> None:
-        super().__init__(x_dim, z_dim, decoder=decoder)
+        super().__init__(x_dim, z_dim, decoder=decoder, encode_x=encode_x)
         agree("z", model=z_dim, prior=width("z_dim", prior), encode_z=width("in_dim", encode_z))
         agree(
             "h",

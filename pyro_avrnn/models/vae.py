@@ -35,7 +35,7 @@ class VAE(SequenceModel):
     def __init__(
         self, x_dim: int, z_dim: int, *, prior: nn.Module, decoder: nn.Module, encode_x: nn.Module
     ) -> None:
-        super().__init__(x_dim, z_dim, decoder=decoder)
+        super().__init__(x_dim, z_dim, decoder=decoder, encode_x=encode_x)
         agree("z", model=z_dim, prior=width("z_dim", prior), decoder=width("in_dim", decoder))
         agree("h, a constant 1,", model=1, prior=width("h_dim", prior))
         self.prior, self.decoder, self.encode_x = prior, decoder, encode_x
