@@ -12,6 +12,7 @@ from inference.files import load_parameters
 from inference.information import rate_split
 from inference.objectives import ELBO, FIVO, IWAE, RegularisedELBO, elbo, iwae
 from inference.particles import Bootstrap, ess_below, fivo, particle_filter
+from inference.probes import LinearProbe, sequence_codes
 from inference.random import seeded
 from inference.schedules import Clock, Ramp
 from inference.traces import step_densities
@@ -22,6 +23,7 @@ __all__ = [
     "ELBO",
     "FIVO",
     "IWAE",
+    "LinearProbe",
     "Adversarial",
     "Alternating",
     "Bootstrap",
@@ -45,6 +47,7 @@ __all__ = [
     "particle_filter",
     "rate_split",
     "seeded",
+    "sequence_codes",
     "spectral",
     "step_densities",
     "to_arviz",

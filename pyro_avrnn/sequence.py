@@ -57,7 +57,8 @@ class SequenceModel(nn.Module, ABC):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.x_dim, self.z_dim, self.f_dim = x_dim, z_dim, f_dim
-        agree("x", model=x_dim, decoder=width("x_dim", decoder), encode_x=width("in_dim", encode_x))
+        scored, read = width("x_dim", decoder), width("in_dim", encode_x)
+        agree("x", model=x_dim, decoder=scored, encode_x=read)
         self.support = getattr(decoder, "support", self.support)
         self.expects = getattr(decoder, "expects", self.expects)
         self.padding = getattr(decoder, "padding", self.padding)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import math
 import re
 from pathlib import Path
 from typing import Literal
@@ -117,25 +116,6 @@ def digits_of(sequences: Sequences) -> np.ndarray:
             )
         found.append(int(match[1]))
     return np.array(found)
-
-
-def image_side(x_dim: int) -> int:
-    """Height and width of a square image of ``x_dim`` pixels.
-
-    Raises:
-        ValueError: if so many pixels are no square.
-
-    Example:
-        >>> image_side(784)
-        28
-    """
-    side = math.isqrt(max(x_dim, 0))
-    if side < 1 or side * side != x_dim:
-        raise ValueError(
-            f"x_dim must be the pixels of a square image, such as 784 = 28 x 28, got {x_dim}; "
-            "crop or pad the images"
-        )
-    return side
 
 
 def _table(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyro_avrnn.data import images
-from pyro_avrnn.data.images import digits_of, image_side, mnist
+from pyro_avrnn.data.images import digits_of, mnist
 from pyro_avrnn.data.sequences import Sequences
 
 
@@ -103,18 +103,6 @@ def test_digits_of_refuses_other_names() -> None:
     with pytest.raises(ValueError) as raised:
         digits_of(Sequences.from_list([[[0.0]]], ["7_theo_1"]))
     sentence(raised, "DIGIT_INDEX", "'7_theo_1'")
-
-
-@pytest.mark.parametrize("side", [1, 2, 28, 64])
-def test_squares_have_a_side(side: int) -> None:
-    assert image_side(side * side) == side
-
-
-@pytest.mark.parametrize("x_dim", [-4, 0, 2, 783, 785])
-def test_other_numbers_of_pixels_have_none(x_dim: int) -> None:
-    with pytest.raises(ValueError) as raised:
-        image_side(x_dim)
-    sentence(raised, "square", f"got {x_dim}")
 
 
 def changed(row: int, column: int, value: int) -> np.ndarray:
