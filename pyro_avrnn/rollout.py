@@ -99,10 +99,11 @@ def rollout(
     prior_f = proposal_f = None
     of_f: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)  # log p(f), log q(f)
     if model.f_dim:
-        if (z is None) != (f is None) or (f is not None and f.shape[:2] != (particles, size)):
+        shape = (particles, size, model.f_dim)
+        if (z is None) != (f is None) or (f is not None and f.shape != shape):
             raise ValueError(
-                f"f must have shape (K, B, F) = ({particles}, {size}, {model.f_dim}) and be given "
-                f"where z is, got {None if f is None else tuple(f.shape)}"
+                f"f must have shape (K, B, F) = {shape} and be given where z is, got "
+                f"{None if f is None else tuple(f.shape)}"
             )
         prior_f = model.prior_f(Size((size,)))
         proposal_f = guide.proposal_f(x, mask)

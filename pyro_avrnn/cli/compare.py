@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from inference import seeded
 from pyro_avrnn import data
 from pyro_avrnn.cli import report
 from pyro_avrnn.cli.rows import Row
-from pyro_avrnn.cli.runs import Settings, row_folder, run, write_json
+from pyro_avrnn.cli.runs import Settings, build, row_folder, run, write_json
 
 _state: dict[str, Any] = {}  # of a worker process: its data and where to report progress
 
@@ -57,6 +58,9 @@ def compare(
         ValueError, OSError: bad input, in one sentence.
     """
     dataset = data.load(source, **options)
+    with seeded(0):  # parts that do not go together are refused before anything is trained
+        for row in rows:
+            build(row, dataset, settings)
     # what the densities depend on beside the model: every row carries it
     scale = {k: torch.as_tensor(getattr(dataset, k)).tolist() for k in ("mean", "std")}
     about = {

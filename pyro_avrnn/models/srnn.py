@@ -53,8 +53,8 @@ class SRNN(SequenceModel):
         agree("z", model=z_dim, prior=width("z_dim", prior))
         agree("phi(x)", cell=cell.in_dim, encode_x=width("out_dim", encode_x))
         state = cell.h_dim + z_dim
-        agree("d and z together", prior=width("h_dim", prior), state=state)
-        agree("z and d together", decoder=width("in_dim", decoder), state=state)
+        agree("d and z together", prior=width("h_dim", prior), cell_and_z=state)
+        agree("z and d together", decoder=width("in_dim", decoder), cell_and_z=state)
         self.prior, self.decoder, self.cell, self.encode_x = prior, decoder, cell, encode_x
 
     def init(self, batch_shape: Size) -> SRNNState:
