@@ -19,6 +19,7 @@ examples:
   avrnn compare --data timit.zip --segment 100 --seeds 3
   avrnn compare --rows rnn elbo-annealed 'conditional:weight=0>30@0.5' joint+kl
   avrnn compare --data JSB_Chorales.mat --rows elbo-annealed 'fivo:kl=0>1@0.5,dropout=0.1'
+  avrnn compare --rows elbo-annealed:model=srnn elbo-annealed:model=dmm,prior=flow
   avrnn compare --schedules joint --views conditional joint trajectory
 
 rows:
@@ -31,8 +32,12 @@ options of a row, as in 'conditional:weight=0>30@0.5,critic_dim=32' (quote it: >
   activation        relu, elu, silu or tanh, of all hidden layers of model and guide
   lr, weight_decay  where they are not those of the comparison
   view              marginal, trajectory, trajectory_redrawn, conditional, joint
-  guide, prior      filtering or residual; conditional or standard
-  cell              gru or lstm
+  model             vae, storn, vrnn, srnn, dmm or dsae; h_dim, z_dim: sizes of this row
+  guide             filtering, residual, flow, each also as smoothing, smoothing_residual,
+                    smoothing_flow; mean_field, mean_field_forward, mean_field_frame
+  prior             conditional, standard, gated, mixture, flow
+  cell, emission    gru, lstm; normal, bernoulli, mixture, categorical, logistic
+                    (none of the four given: the model's own, and what the data ask for)
   critic            feedforward or lstm (lstm with another constraint than spectral)
   constraint        spectral, gradient_penalty, clip; strength=..., on=z or all
   standardise       true or false: codes in units of the prior's deviation

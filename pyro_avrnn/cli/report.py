@@ -83,9 +83,9 @@ def table(results: list[dict[str, Any]]) -> str:
     head = [name.format(K=settings["num_particles"]) for name, _ in columns]
     lines = [["row", *head]]
     for label in dict.fromkeys(r["row"] for r in results):
-        of_row = [r for r in results if r["row"] == label]
+        of_row = [r for r in results if r["row"] == label and not r["error"]]
         cells = [_cell([r.get(key) for r in of_row]) for _, key in columns]
-        if all(r.get("pareto_k_constant") == 1.0 for r in of_row):
+        if of_row and all(r.get("pareto_k_constant") == 1.0 for r in of_row):
             cells[head.index("k-hat")] = "weights constant"
         lines.append([label, *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -112,6 +112,11 @@ def table(results: list[dict[str, Any]]) -> str:
             ["bits: of a sample, by the best of the three bounds; uniform 16-bit levels: 16.00."]
             if "bits_per_sample" in first
             else []
+        ),
+        *(
+            f"No numbers of {r['row']}, seed {r['seed']}: {r['error']}."
+            for r in results
+            if r["error"]
         ),
         *(f"Made by `{command}` at commit {commit}." for command, commit in made),
     ]
