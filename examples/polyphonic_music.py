@@ -13,7 +13,8 @@ Files: ``JSB_Chorales.mat``, ``Nottingham.mat``, ``Piano_midi.mat`` of locuslab/
 Interrupted, the same command goes on where it was, inside a training too. All numbers are nats
 per frame (time step): the sum over the standard test split divided by its frames, larger is
 better. Published numbers differ by half a nat between codes of the same model, so compare only
-inside one table; rows of other papers say how they were trained and scored.
+inside one table; rows of other papers say how they were trained and scored. The best row plays:
+MIDI files and a picture of piano rolls in ``generated``.
 
 Expect of FIVO -6.83 on JSB (6 minutes a seed on one core), -2.83 on Nottingham (17 minutes), -7.55
 on Piano-midi (9 minutes); independent Bernoullis give -11.06 on JSB. The reading is in the README.
@@ -177,11 +178,10 @@ def main() -> int:
         settings |= {"seeds": args.seeds, "jobs": args.jobs, "data": source, "out": out}
         given = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
         status = avrnn(["compare", *given, "--lr-decay", "--resume", "--rows", *rows])
-    if status == 0:
         text = table(source.stem, json.loads((out / "results.json").read_text()))
         (out / "music.md").write_text(text + "\n")
         print(f"\n{text}\n\nwritten: {out / 'music.md'}")
-    return status
+        return max(status, avrnn(["generate", str(out), "--data", str(source)]))
 
 
 if __name__ == "__main__":

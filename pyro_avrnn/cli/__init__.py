@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyro_avrnn.cli.compare import compare
+from pyro_avrnn.cli.generate import generate_from
 from pyro_avrnn.cli.rows import ROWS, Row, parse
 from pyro_avrnn.cli.runs import Settings
 from pyro_avrnn.data import holds_digits
@@ -53,9 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     _add_compare(commands)
+    _add_generate(commands)
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(given)
     try:
+        if args.command == "generate":
+            return _generate(args)
         return _compare(args, shlex.join(["avrnn", *given]))
     except (
         ArithmeticError,
@@ -70,6 +74,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         print(f"avrnn: error: {first}", file=sys.stderr)
         return 2
+
+
+def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    p = commands.add_parser(
+        "generate",
+        help="sequences that a trained row makes up: WAV, MIDI or CSV, and a picture",
+        description="Draw sequences from a row's model, freely and after the beginning of a test "
+        "sequence. Speech is written as WAV with spectrograms, piano rolls as MIDI with a "
+        "picture of them, other data as CSV with lines.",
+        epilog="example:\n  avrnn generate runs/music --data JSB_Chorales.mat --count 3",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("run", type=Path, help="the folder of an avrnn compare")
+    p.add_argument("--data", default="vowels", help="what the comparison was made from")
+    p.add_argument("--row", help="its label in the table (default: best by the validation bound)")
+    p.add_argument("--count", type=int, default=2, help="sequences of each kind (default: 2)")
+    p.add_argument("--length", type=int, help="steps (default: median of the test sequences)")
+    p.add_argument("--prefix", type=int, help="observed steps (default: a quarter of --length)")
+    p.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
+    p.add_argument("--out", type=Path, help="folder to write (default: RUN/generated)")
+
+
+def _generate(args: argparse.Namespace) -> int:
+    files = generate_from(
+        args.run,
+        args.data,
+        row=args.row,
+        count=args.count,
+        length=args.length,
+        prefix=args.prefix,
+        seed=args.seed,
+        out=args.out,
+    )
+    print("written: " + ", ".join(map(str, files)))
+    return 0
 
 
 def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -10,12 +10,15 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import SVI
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from pyro_avrnn import recipes
-from pyro_avrnn.recipes import Recipe
+from pyro_avrnn.guides import GUIDES
+from pyro_avrnn.networks import Cell
+from pyro_avrnn.priors import PRIORS
+from pyro_avrnn.recipes import OF_DSAE, Recipe
 
-X, Z, H = 3, 2, 5
+X, Z, H, F = 3, 2, 5, 2
 PROPOSALS: dict[str, dict[str, Any]] = {
     "filtering": {"guide": "filtering"},
     "residual": {"guide": "residual", "prior_gradient": True},
@@ -47,10 +50,171 @@ FEW = (
 )
 
 
+class Decay(Cell):
+    """A cell of one's own: a leaky memory, ``m = m / 2 + tanh(W input)``."""
+
+    def __init__(self, in_dim: int, h_dim: int) -> None:
+        super().__init__(in_dim, h_dim)
+        self.read = nn.Linear(in_dim, h_dim)
+
+    def initial(self, batch_shape: Size) -> Tensor:
+        return self.read.weight.new_zeros(*batch_shape, self.h_dim)
+
+    def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
+        return 0.5 * memory + self.read(inputs).tanh()
+
+    def output(self, memory: Tensor) -> Tensor:
+        return memory
+
+
+# the second table: every model with every part it can have, by the names of the recipes
+
+MODELS: dict[str, dict[str, int]] = {
+    "rnn": {"x_dim": X, "h_dim": H},
+    **{name: {"x_dim": X, "z_dim": Z, "h_dim": H} for name in ("vae", "storn", "vrnn", "srnn")},
+    "dmm": {"x_dim": X, "z_dim": Z, "h_dim": H},
+    "dsae": {"x_dim": X, "z_dim": Z, "h_dim": H, "f_dim": F},
+}
+LATENT = tuple(name for name in MODELS if name != "rnn")
+#: emissions, with the options that keep them small
+EMITTED: dict[str, dict[str, int]] = {
+    "normal": {},
+    "bernoulli": {},
+    "mixture": {"num_components": 3},
+    "categorical": {"num_classes": 5},
+    "logistic": {"bits": 8, "num_components": 3},
+}
+CELLED: dict[str, str | type[Cell]] = {"gru": "gru", "lstm": "lstm", "decay": Decay}
+WITH_CELL = ("rnn", "storn", "vrnn", "srnn", "dsae")
+
+
+def build(model: str, emission: str = "normal", **parts: Any) -> Recipe:
+    """The recipe of that name in the sizes of this table, its weights a function of the call.
+
+    Args:
+        model: a name of ``MODELS``.
+        emission: a name of ``EMITTED``.
+        parts: any other argument of the recipe; sizes, too.
+    """
+    with torch.random.fork_rng([]):
+        torch.manual_seed(5)
+        options = EMITTED[emission]
+        given = MODELS[model] | parts
+        return recipes.RECIPES[model](emission=emission, emission_options=options, **given)
+
+
+def guides_of(model: str) -> tuple[str, ...]:
+    """Names of the guides that a model's recipe knows."""
+    return (*GUIDES, *OF_DSAE) if model == "dsae" else (*GUIDES,)
+
+
+def meet(prior: str, guide: str) -> bool:
+    """Whether they go together; those that do not are in ``REFUSED``."""
+    return not (prior == "flow" and guide.endswith("residual"))
+
+
+ALL: dict[str, Callable[[], Recipe]] = (
+    {
+        f"{model}-{prior}-{guide}": lambda m=model, p=prior, g=guide: build(m, prior=p, guide=g)
+        for model in LATENT
+        for prior, guide in product(PRIORS, guides_of(model))
+        if meet(prior, guide)
+    }
+    | {
+        f"{model}-{emission}": lambda m=model, e=emission: build(m, e)
+        for model, emission in product(MODELS, EMITTED)
+    }
+    | {
+        f"{model}-{name}": lambda m=model, c=cell: build(m, cell=c)
+        for model, (name, cell) in product(WITH_CELL, CELLED.items())
+    }
+    | {
+        "pixelcnn": lambda: recipes.pixelcnn(9, channels=2, layers=2),
+        "pixelcnn_vae": lambda: recipes.pixelcnn_vae(9, Z, channels=2, layers=2),
+    }
+)
+_NO_MEAN = (
+    NotImplementedError,
+    r"ResidualGuide corrects the prior's mean, which a TransformedDistribution of this model does "
+    r"not know; use FilteringGuide or FlowGuide",
+)
+#: what may not meet: the call, the kind of error, and the sentence (a regular expression)
+REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = (
+    {
+        f"{model}-flow-{guide}": (
+            lambda m=model, g=guide: build(m, prior="flow", guide=g),
+            *_NO_MEAN,
+        )
+        for model, guide in product(LATENT, ("residual", "smoothing_residual"))
+    }
+    | {
+        f"{model}-{prior}-z1": (
+            lambda m=model, p=prior: build(m, prior=p, guide="filtering", z_dim=1),
+            ValueError,
+            f"z_dim must be at least 2 for {PRIORS[prior].__name__}, got 1; use ConditionalNormal",
+        )
+        for model, prior in product(LATENT, ("mixture", "flow"))
+    }
+    | {
+        f"{model}-{guide}-z1": (
+            lambda m=model, g=guide: build(m, guide=g, z_dim=1),
+            ValueError,
+            "z_dim must be at least 2 for FlowGuide, got 1; use FilteringGuide",
+        )
+        for model, guide in product(LATENT, ("flow", "smoothing_flow"))
+    }
+    | {
+        f"{model}-{guide}": (
+            lambda m=model, g=guide: build(m, guide=g),
+            ValueError,
+            f"guide must be one of filtering, .*got '{guide}'",
+        )
+        for model, guide in product(LATENT[:-1], OF_DSAE)
+    }
+)
+
+
+def pairwise() -> list[dict[str, str]]:
+    """Calls of ``build`` in which every allowed pair of parts meets at least once.
+
+    Pairs are those of model and prior, model and guide, prior and guide, model and emission. At
+    each turn the call that shows most new pairs is taken, the first of several.
+    """
+    open_calls = [
+        {"model": model, "prior": prior, "guide": guide, "emission": emission}
+        for model in LATENT
+        for prior, guide, emission in product(PRIORS, guides_of(model), EMITTED)
+        if meet(prior, guide)
+    ]
+
+    kinds = (("model", "prior"), ("model", "guide"), ("prior", "guide"), ("model", "emission"))
+
+    def pairs(call: dict[str, str]) -> set[tuple[str, ...]]:
+        return {(one, other, call[one], call[other]) for one, other in kinds}
+
+    missing = {pair for call in open_calls for pair in pairs(call)}
+    chosen = []
+    while missing:
+        chosen.append(max(open_calls, key=lambda call: len(pairs(call) & missing)))
+        missing -= pairs(chosen[-1])
+    return chosen
+
+
 def observations(recipe: Recipe, size: int, length: int, seed: int = 3) -> Tensor:
     """Data ``(B, T, X)`` in the support of the recipe's emission, a function of the seed."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(size, length, recipe.model.x_dim, generator=generator)
+    return fitted(recipe, x)
+
+
+def fitted(recipe: Recipe, x: Tensor) -> Tensor:
+    """The value in the support of the recipe's emission that stands for real numbers x."""
+    decoder: Any = getattr(recipe.model, "decoder", None)
+    if hasattr(decoder, "num_classes"):
+        return (x + decoder.num_classes / 2).floor().clamp(0, decoder.num_classes - 1)
+    if hasattr(decoder, "bits"):
+        half = 2 ** (decoder.bits - 1)
+        return ((x / 3 * half).floor().clamp(-half, half - 1) + 0.5) / half
     return (x > 0).to(x.dtype) if recipe.model.expects.startswith("0 and 1") else x
 
 

@@ -1,15 +1,26 @@
-"""What all networks share: their activations."""
+"""What all networks share: activations, sizes that agree, and recurrent encoders."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from numpy import ndarray
+from scipy.special import expit
+from torch import Tensor, nn
 
 from pyro_avrnn import recipes
 from pyro_avrnn.cli.compare import _shown
-from pyro_avrnn.networks import ACTIVATIONS, MLP
-from tests.unit.table import H, X, Z
+from pyro_avrnn.networks import (
+    ACTIVATIONS,
+    DIRECTIONS,
+    MLP,
+    RecurrentEncoder,
+    agree,
+    broadcast_cat,
+    width,
+)
+from tests.unit.table import H, X, Z, assert_close, prefix_mask
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -51,3 +62,95 @@ def test_a_training_without_a_number_has_a_word_in_the_bar() -> None:
     row = {"row": "elbo", "seed": 3}
     assert _shown({**row, "iwae_per_frame": None}) == "elbo seed 3: stopped"
     assert _shown({**row, "iwae_per_frame": -1.23456}) == "elbo seed 3: -1.235"
+
+
+def test_parts_that_agree_and_parts_that_do_not_say() -> None:
+    agree("h", cell=4, prior=4)
+    agree("h", cell=4, prior=None)
+    agree("h", cell=None, prior=None)
+    sentence = "parts must agree on the width of h, got cell: 4 and prior: 5; build them alike"
+    with pytest.raises(ValueError, match=sentence):
+        agree("h", cell=4, prior=5, decoder=None)
+
+
+def test_the_width_of_parts_together() -> None:
+    net = MLP([3, 4, 5])
+    assert width("out_dim", net) == 5 and width("in_dim", net) == 3
+    assert width("out_dim", net, net, 2) == 12
+    assert width("out_dim", net, nn.Identity()) is None and width("out_dim", None) is None
+    assert width("out_dim") == 0
+
+
+def test_concatenation_broadcasts_what_leads() -> None:
+    a, b, c = torch.randn(4, 1, 3, 2), torch.randn(5, 3, 1), torch.randn(3, 2)
+    found = broadcast_cat(a, b, c)
+    assert found.shape == (4, 5, 3, 5)
+    assert torch.equal(found[2, 3, 1], torch.cat([a[2, 0, 1], b[3, 1], c[1]]))
+    assert torch.equal(broadcast_cat(c, c), torch.cat([c, c], dim=-1))
+
+
+# recurrent encoders
+
+LENGTHS = (4, 1, 3, 2)
+
+
+def gru(net: nn.GRU, inputs: ndarray) -> list[ndarray]:
+    """Outputs after every step of ``(T, C)``, in numpy; gates reset, update, new."""
+    w = {name: value.detach().numpy() for name, value in net.named_parameters()}
+    h, outputs = np.zeros(net.hidden_size), []
+    for v in inputs:
+        by_x = np.split(w["weight_ih_l0"] @ v + w["bias_ih_l0"], 3)
+        by_h = np.split(w["weight_hh_l0"] @ h + w["bias_hh_l0"], 3)
+        reset, update = (expit(by_x[i] + by_h[i]) for i in range(2))
+        h = (1.0 - update) * np.tanh(by_x[2] + reset * by_h[2]) + update * h
+        outputs.append(h)
+    return outputs
+
+
+def read_one_by_one(encoder: RecurrentEncoder, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Outputs ``(T_b, C)`` and summary of each sequence by itself, backward ones reversed."""
+    found = []
+    for series, length in zip(x.numpy(), LENGTHS, strict=True):
+        columns, ends = [], []
+        if encoder.along is not None:
+            columns.append(gru(encoder.along, series[:length]))
+            ends.append(columns[-1][-1])
+        if encoder.against is not None:
+            columns.append(gru(encoder.against, series[:length][::-1])[::-1])
+            ends.append(columns[-1][0])
+        outputs = np.concatenate([np.stack(column) for column in columns], axis=1)
+        found.append((torch.tensor(outputs), torch.tensor(np.concatenate(ends))))
+    return found
+
+
+def compare_with_one_by_one(encoder: RecurrentEncoder, mask: Tensor) -> None:
+    x = torch.randn(len(LENGTHS), max(LENGTHS), 3)
+    with torch.no_grad():
+        outputs, summary = encoder(x, mask), encoder.summary(x, mask)
+    assert outputs.shape == (len(LENGTHS), max(LENGTHS), encoder.out_dim)
+    for b, (own, end) in enumerate(read_one_by_one(encoder, x)):
+        assert_close(outputs[b, : len(own)], own, f"outputs of sequence {b}")
+        assert_close(summary[b], end, f"summary of sequence {b}")
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_recurrent_encoder_reads_each_sequence_by_itself(direction: str) -> None:
+    encoder = RecurrentEncoder(3, 5, direction)
+    assert encoder.out_dim == (10 if direction == "both" else 5)
+    assert encoder.smoothing == (direction != "forward")
+    mask = prefix_mask(LENGTHS)
+    compare_with_one_by_one(encoder, mask)
+    with pytest.raises(AssertionError, match="of sequence 1"):  # were padding read
+        compare_with_one_by_one(encoder, torch.ones_like(mask))
+
+
+def test_a_sequence_of_padding_alone_is_read_without_complaint() -> None:
+    mask = prefix_mask(LENGTHS)
+    mask[2] = False
+    encoder = RecurrentEncoder(3, 5, "both")
+    assert encoder.summary(torch.randn(*mask.shape, 3), mask).isfinite().all()
+
+
+def test_an_unknown_direction_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="one of forward, backward, both, got 'sideways'"):
+        RecurrentEncoder(3, 5, "sideways")

@@ -8,7 +8,7 @@ from pyro_avrnn.cli.plots.curves import critic_curves, learning_curves
 from pyro_avrnn.cli.plots.filters import calibration, particle_health
 from pyro_avrnn.cli.plots.posterior import latent_posterior
 from pyro_avrnn.cli.plots.rates import rate_bars
-from pyro_avrnn.cli.plots.sequences import sequences
+from pyro_avrnn.cli.plots.sequences import made, sequences
 from pyro_avrnn.cli.plots.style import row_styles
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "critic_curves",
     "latent_posterior",
     "learning_curves",
+    "made",
     "particle_health",
     "rate_bars",
     "row_styles",

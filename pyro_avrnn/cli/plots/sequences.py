@@ -53,6 +53,36 @@ def sequences(
     return style.save(picture, path)
 
 
+def made(
+    numbers: Mapping[str, Any], path: Target, *, frame_seconds: float | None = None, title: str
+) -> Path:
+    """Sequences of numbers by name, (T, X), the first four features above each other.
+
+    Args:
+        numbers: the first is observed; names may say "begun" or "free".
+        path: PNG to write; returned.
+        frame_seconds: time between frames; the axis counts frames if None.
+        title: of the picture.
+    """
+    first = np.asarray(next(iter(numbers.values())), float)
+    features = min(_FEATURES, first.shape[-1])
+    picture = style.figure(9.0, 1.2 + 1.55 * features, title)
+    stacked = picture.subplots(features, 1, squeeze=False, sharex=True)[:, 0]
+    colours = {"observed": style.BLACK, "begun": style.BLUE, "free": style.GREEN}
+    for k, axes in enumerate(stacked):
+        for name, values in numbers.items():
+            column = _gaps(np.asarray(values, float))[:, k]
+            times = np.arange(1, len(column) + 1) * (frame_seconds or 1.0)
+            colour = next((c for word, c in colours.items() if name.startswith(word)), style.BLUE)
+            axes.plot(times, column, colour, lw=1.2, label=name)
+        axes.set_ylabel(f"feature {k}")
+        _keep_scale(axes, first[:, k])
+        last = "time (seconds)" if frame_seconds else "frame"
+        style.tidy(axes, last if axes is stacked[-1] else "")
+    style.legend_below(picture, stacked[0].get_lines())
+    return style.save(picture, path)
+
+
 def _gaps(array: Array) -> Array:
     """NaN, which is not drawn, instead of what a diverging model makes."""
     return np.where(np.abs(array) < 1e6, array, np.nan)
