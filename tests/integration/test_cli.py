@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.io
-import torch
 
 from pyro_avrnn import data, recipes
 from pyro_avrnn.cli import main
 from pyro_avrnn.cli.rows import ROWS, parse
-from pyro_avrnn.cli.runs import Settings, build, row_folder, run, write_json
+from pyro_avrnn.cli.runs import Settings, build, row_folder, write_json
 
 # the module; the package's attribute of that name is the function
 COMPARE = sys.modules["pyro_avrnn.cli.compare"]
@@ -33,35 +32,6 @@ KEYS = {
     *("fivo_per_frame", "fivo_per_frame_se", "fivo_particles", "filter_ess"),
     *("num_particles", "frames", "seconds", "standardisation", "min_scale"),
 }
-
-
-@pytest.fixture
-def single() -> Iterator[None]:
-    """The command line's own dtype, as a user's process has it."""
-    torch.set_default_dtype(torch.float32)
-    yield
-    torch.set_default_dtype(torch.float64)
-
-
-@pytest.fixture
-def serial(single: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings in this process: a worker process costs seconds, and is tested once below."""
-
-    def train(
-        todo: Any,
-        source: str,
-        options: dict[str, Any],
-        settings: Any,
-        out: Path,
-        jobs: int,
-        resume: bool,
-    ) -> Iterator[dict[str, Any]]:
-        loaded = data.load(source, **options)
-        for row, seed in todo:
-            folder = row_folder(out, row.label, seed)
-            yield run(row, seed, loaded, settings, folder, lambda steps: None, resume)
-
-    monkeypatch.setattr(COMPARE, "_train", train)
 
 
 def small_npz(path: Path, **arrays: Any) -> Path:

@@ -2,7 +2,6 @@
 
 import io
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import mido
@@ -10,19 +9,10 @@ import numpy as np
 import pytest
 import scipy.io
 import soundfile
-import torch
 
 from pyro_avrnn.cli import main
 
 TRAIN = ["--steps", "2", "--h-dim", "4", "--z-dim", "2", "--particles", "4", "--jobs", "1"]
-
-
-@pytest.fixture(autouse=True)
-def _single() -> Iterator[None]:
-    """float32, as on the command line."""
-    torch.set_default_dtype(torch.float32)
-    yield
-    torch.set_default_dtype(torch.float64)
 
 
 def compare(source: Path, out: Path, *more: str) -> Path:
@@ -57,6 +47,7 @@ def speech(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("serial")
 def test_music_is_midi_and_a_picture(tmp_path: Path) -> None:
     source = music(tmp_path)
     run = compare(source, tmp_path / "run", "--rows", "elbo:model=srnn")
@@ -72,6 +63,7 @@ def test_music_is_midi_and_a_picture(tmp_path: Path) -> None:
     assert any(notes == set(np.flatnonzero(roll.any(axis=0)) + 21) for roll in observed)
 
 
+@pytest.mark.usefixtures("serial")
 @pytest.mark.parametrize("more", [[], ["--mu-law", "16"]])
 def test_speech_is_sound_in_its_own_units(tmp_path: Path, more: list[str]) -> None:
     source = speech(tmp_path)
@@ -101,6 +93,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "own.npz", compare(folder / "own.npz", folder / "run", "--rows", "elbo")
 
 
+@pytest.mark.usefixtures("single")
 def test_other_data_are_numbers(own: tuple[Path, Path], tmp_path: Path) -> None:
     source, run = own
     given = ["generate", str(run), "--data", str(source), "--out", str(tmp_path / "made")]

@@ -27,12 +27,7 @@ FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items
 COMMAND = ["compare", "--jobs=1", *(f.replace("num-particles", "particles") for f in FLAGS)]
 
 
-@pytest.fixture(autouse=True)
-def _single() -> Iterator[None]:
-    """The command line's own dtype, as a user's process has it."""
-    torch.set_default_dtype(torch.float32)
-    yield
-    torch.set_default_dtype(torch.float64)
+pytestmark = pytest.mark.usefixtures("single")
 
 
 @pytest.fixture
