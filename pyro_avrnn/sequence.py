@@ -20,7 +20,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from pyro_avrnn.networks import agree, width
+from pyro_avrnn.networks import agree, broadcast_cat, width
 from pyro_avrnn.rollout import Select, StepDensities, rollout
 
 
@@ -56,6 +56,8 @@ class SequenceModel(nn.Module, ABC):
         for name, value, least in (("x_dim", x_dim, 1), ("z_dim", z_dim, 0), ("f_dim", f_dim, 0)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        if f_dim and not z_dim:
+            raise ValueError(f"z_dim must be at least 1 beside a shared f (f_dim {f_dim}), got 0")
         self.x_dim, self.z_dim, self.f_dim = x_dim, z_dim, f_dim
         scored, read = width("x_dim", decoder), width("in_dim", encode_x)
         agree("x", model=x_dim, decoder=scored, encode_x=read)
@@ -77,7 +79,7 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def advance(self, state: Any, z_t: Tensor, x_t: Tensor) -> Any:
-        """The next state."""
+        """The next state; every tensor of it has the leading dimensions of the old one."""
 
     def prior_f(self, batch_shape: Size) -> dist.Distribution:
         """p(f), batch shape ``batch_shape``, event shape ``(F,)``; for models with f_dim > 0."""
@@ -89,7 +91,7 @@ class SequenceModel(nn.Module, ABC):
 
     def hidden(self, state: Any) -> Tensor:
         """What guides and critics read of a state: h_t, ``(*batch, H)``. Default: all of it."""
-        return torch.cat(list(state), dim=-1)
+        return broadcast_cat(*state)
 
     def features(self, x: Tensor) -> Tensor:
         """Features of observations that the model owns and a guide borrows. Default: x itself.

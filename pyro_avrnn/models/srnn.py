@@ -5,7 +5,7 @@ as theirs has read the inputs u_{1:t} = x_{0:t-1}.
 
 Departures: the proposal is a guide (theirs: :class:`~pyro_avrnn.guides.ResidualGuide` with a
 backward encoder, which reads [d_t, x_t] as in eq. 10); it sees d_t itself, too, beside a_t and
-z_{t-1}; z_0 and d_0 are zero.
+z_{t-1}; z_0 and d_1 are zero.
 """
 
 from typing import NamedTuple
