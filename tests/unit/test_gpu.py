@@ -18,7 +18,16 @@ from inference import (
     wasserstein,
 )
 from pyro_avrnn import recipes
+from pyro_avrnn.testing import check
 
+MODELS = {
+    "vae": {"prior": "mixture"},
+    "storn": {},
+    "vrnn": {"prior": "flow", "guide": "smoothing_flow"},
+    "srnn": {"cell": "lstm"},
+    "dmm": {},
+    "dsae": {},
+}
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
@@ -85,3 +94,22 @@ def test_filters_and_their_bounds_run_on_the_gpu(resampler: str, criterion: str)
     IWAE(num_particles=4, doubly_reparameterised=True)(r.model, r.guide, x, mask).backward()
     found = evaluate(r.model, r.guide, x, mask, num_particles=25, fivo_particles=25)
     assert found.fivo_per_frame is not None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_and_guides_keep_the_contract_on_the_gpu(name: str) -> None:
+    r = recipes.RECIPES[name](3, 2, 8, **MODELS[name])
+    check(r.model.cuda(), r.guide.cuda(), torch.randn(2, 4, 3, device="cuda"))
+
+
+def test_speech_on_levels_runs_on_the_gpu() -> None:
+    here = recipes.vrnn(4, 2, 8, "logistic", emission_options={"bits": 8})
+    there = copy.deepcopy(here)
+    there.model.cuda()
+    there.guide.cuda()
+    x = (2 * torch.randint(0, 256, (3, 5, 4)) + 1) / 256 - 1
+    z = torch.randn(5, 2, 3, 2)
+    a = here.model.rollout(here.guide, x, z=z).log_weight
+    b = there.model.rollout(there.guide, x.cuda(), z=z.cuda()).log_weight
+    torch.testing.assert_close(a, b.cpu(), rtol=1e-9, atol=1e-9)
+    b.sum().backward()
