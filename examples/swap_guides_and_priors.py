@@ -28,7 +28,6 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
-from inspect import signature
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -235,7 +234,7 @@ def main() -> None:
             5,
             40,
         )
-    has_cell = "cell" in signature(recipes.RECIPES[args.model]).parameters
+    has_cell = "cell" in recipes.OWN[args.model]
     kinds = args.cells if has_cell else [None]
     shared = (args.model, args.data, steps, args.seed, sequences)
     cells = [

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import nn
@@ -55,130 +55,111 @@ class Recipe:
     config: dict[str, Any] = field(default_factory=dict)
 
 
-def rnn(
-    x_dim: int,
-    h_dim: int,
-    emission: Part = "normal",
-    *,
-    cell: Part = "gru",
-    min_scale: float = 1e-3,
-    dropout: float = 0.0,
-    activation: str = "relu",
-    emission_options: Options = None,
-) -> Recipe:
+class Parts(TypedDict, total=False):
+    """What recipes take by name, all of it optional; left out, a part is the paper's own.
+
+    Args:
+        prior: "conditional", "standard", "gated", "mixture", "flow", or one's own.
+        guide: "filtering", "residual" or "flow", each also as "smoothing" ("smoothing_residual",
+            "smoothing_flow"), "mean_field" (reads all of x, but not the path of z),
+            "mean_field_forward" (x up to t), "mean_field_frame" (x_t alone), or one's own.
+        cell: "gru" or "lstm", or one's own.
+        min_scale: floor of a normal emission's scale, in units of the data (default 0.001).
+        prior_gradient: for a residual guide, whether its gradient reaches the prior (default).
+        dropout: share of x's features hidden from recurrence and guide in training mode. As Pyro
+            programs, model and guide hide different ones: train by this library's objectives.
+        activation: of all hidden layers, "relu" (default), "elu", "silu" or "tanh".
+        prior_options, guide_options, emission_options: what else a part takes, such as
+            ``{"num_components": 20}`` or ``{"num_flows": 4}``.
+    """
+
+    prior: Part
+    guide: Part
+    cell: Part
+    min_scale: float
+    prior_gradient: bool
+    dropout: float
+    activation: str
+    prior_options: Options
+    guide_options: Options
+    emission_options: Options
+
+
+#: each paper's own parts; a recipe has no others
+OWN: dict[str, dict[str, str]] = {
+    "rnn": {"cell": "gru"},
+    "vae": {"prior": "standard", "guide": "mean_field_frame"},
+    "storn": {"prior": "standard", "guide": "mean_field_forward", "cell": "gru"},
+    "vrnn": {"prior": "conditional", "guide": "filtering", "cell": "gru"},
+    "srnn": {"prior": "conditional", "guide": "smoothing_residual", "cell": "gru"},
+    "dmm": {"prior": "gated", "guide": "smoothing"},
+    "dsae": {"prior": "conditional", "guide": "full", "cell": "lstm"},
+}
+#: guides that only a DSAE has
+OF_DSAE = {"full": (GUIDES["smoothing"][0], "both"), "factorised": GUIDES["mean_field_frame"]}
+
+
+def rnn(x_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]) -> Recipe:
     """RNN without latents; its guide is empty.
 
     Args:
-        x_dim: X, size of an observation.
-        h_dim: H, width of the state and of every hidden layer.
-        emission: "normal", "bernoulli", "mixture" (of normals), "categorical", "logistic"
-            (discretised mixture of logistics, for mu-law speech), or one's own.
-        cell: "gru" or "lstm", or one's own.
-        min_scale: floor of a normal emission's scale, in units of the data.
-        dropout: share of x's features hidden from the recurrence in training.
-        activation: of all hidden layers, "relu", "elu", "silu" or "tanh".
-        emission_options: what else the emission takes, such as ``{"num_components": 20}``.
-
-    Raises:
-        ValueError: an unknown part, or an option that a part does not take; the known ones are
-            listed.
+        x_dim, h_dim, emission: as for :func:`vrnn`.
+        parts: a cell and options, see :class:`Parts`.
     """
-    parts = _Parts("rnn", locals())
+    build = _Builder("rnn", parts, x_dim=x_dim, h_dim=h_dim, emission=emission)
     model = RNN(
         x_dim,
-        decoder=parts.decoder(h_dim),
-        cell=parts.cell(h_dim),
-        encode_x=parts.encoder(x_dim, dropout),
+        decoder=build.decoder(h_dim),
+        cell=build.cell(h_dim),
+        encode_x=build.encode_x(),
     )
-    return Recipe(model, NoLatents(model), config=parts.config)
+    return Recipe(model, NoLatents(model), config=build.config)
 
 
 def vae(
-    x_dim: int,
-    z_dim: int,
-    h_dim: int,
-    emission: Part = "normal",
-    *,
-    prior: Part = "standard",
-    guide: Part = "mean_field_frame",
-    min_scale: float = 1e-3,
-    prior_gradient: bool = True,
-    dropout: float = 0.0,
-    activation: str = "relu",
-    prior_options: Options = None,
-    guide_options: Options = None,
-    emission_options: Options = None,
+    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
 ) -> Recipe:
     """VAE of every frame by itself, of Kingma and Welling (2014).
 
     Args:
-        x_dim, z_dim, h_dim, emission, prior, guide, min_scale, prior_gradient, dropout,
-            activation, prior_options, guide_options, emission_options: as for :func:`vrnn`; a
-            prior that would read the past reads a constant here.
+        x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
+        parts: see :class:`Parts`; a prior that would read the past reads a constant here.
     """
-    parts = _Parts("vae", locals())
+    build = _Builder("vae", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
     model = VAE(
         x_dim,
         z_dim,
-        prior=parts.prior(1),
-        decoder=parts.decoder(z_dim),
-        encode_x=parts.encoder(x_dim, dropout),
+        prior=build.prior(1),
+        decoder=build.decoder(z_dim),
+        encode_x=build.encode_x(),
     )
-    return parts.recipe(model)
+    return build.recipe(model)
 
 
 def storn(
-    x_dim: int,
-    z_dim: int,
-    h_dim: int,
-    emission: Part = "normal",
-    *,
-    prior: Part = "standard",
-    guide: Part = "mean_field_forward",
-    cell: Part = "gru",
-    min_scale: float = 1e-3,
-    prior_gradient: bool = True,
-    dropout: float = 0.0,
-    activation: str = "relu",
-    prior_options: Options = None,
-    guide_options: Options = None,
-    emission_options: Options = None,
+    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
 ) -> Recipe:
     """STORN of Bayer and Osendorfer (2014).
 
     Args:
-        x_dim, z_dim, h_dim, emission, prior, guide, cell, min_scale, prior_gradient, dropout,
-            activation, prior_options, guide_options, emission_options: as for :func:`vrnn`.
+        x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
+        parts: see :class:`Parts`.
     """
-    parts = _Parts("storn", locals())
+    build = _Builder("storn", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
     model = STORN(
         x_dim,
         z_dim,
-        prior=parts.prior(h_dim),
-        decoder=parts.decoder(h_dim),
-        cell=parts.cell(2 * h_dim),
-        encode_x=parts.encoder(x_dim, dropout),
-        encode_z=parts.encoder(z_dim),
+        prior=build.prior(h_dim),
+        decoder=build.decoder(h_dim),
+        cell=build.cell(2 * h_dim),
+        encode_x=build.encode_x(),
+        encode_z=build.encode_z(),
     )
-    return parts.recipe(model)
+    return build.recipe(model)
 
 
 def vrnn(
-    x_dim: int,
-    z_dim: int,
-    h_dim: int,
-    emission: Part = "normal",
-    *,
-    prior: Part = "conditional",
-    guide: Part = "filtering",
-    cell: Part = "gru",
-    min_scale: float = 1e-3,
-    prior_gradient: bool = True,
-    dropout: float = 0.0,
-    activation: str = "relu",
-    prior_options: Options = None,
-    guide_options: Options = None,
-    emission_options: Options = None,
+    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
 ) -> Recipe:
     """VRNN of Chung et al. (2015); with ``prior="standard"`` their VRNN-I.
 
@@ -188,105 +169,67 @@ def vrnn(
         h_dim: H, width of the state and of every hidden layer.
         emission: "normal", "bernoulli", "mixture" (of normals), "categorical", "logistic"
             (discretised mixture of logistics, for mu-law speech), or one's own.
-        prior: "conditional", "standard", "gated", "mixture", "flow", or one's own.
-        guide: "filtering", "residual" or "flow", each also as "smoothing" ("smoothing_residual",
-            "smoothing_flow"), "mean_field" (reads all of x, but not the path of z),
-            "mean_field_forward" (x up to t), "mean_field_frame" (x_t alone), or one's own.
-        cell: "gru" or "lstm", or one's own.
-        min_scale: floor of a normal emission's scale, in units of the data.
-        prior_gradient: for a residual guide, whether its gradient reaches the prior.
-        dropout: share of x's features hidden from recurrence and guide in training mode. As Pyro
-            programs, model and guide hide different ones: train by this library's objectives.
-        activation: of all hidden layers, "relu", "elu", "silu" or "tanh".
-        prior_options, guide_options, emission_options: what else a part takes, such as
-            ``{"num_components": 20}`` or ``{"num_flows": 4}``.
+        parts: prior, guide, cell and options, see :class:`Parts`.
 
     Raises:
         ValueError: an unknown part, or an option that a part does not take; the known ones are
             listed.
+        TypeError: a part that this model does not have.
         NotImplementedError: parts that do not go together, such as a residual guide and a prior
             without a mean.
     """
-    parts = _Parts("vrnn", locals())
+    build = _Builder("vrnn", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
     model = VRNN(
         x_dim,
         z_dim,
-        prior=parts.prior(h_dim),
-        decoder=parts.decoder(2 * h_dim),
-        cell=parts.cell(2 * h_dim),
-        encode_x=parts.encoder(x_dim, dropout),
-        encode_z=parts.encoder(z_dim),
+        prior=build.prior(h_dim),
+        decoder=build.decoder(2 * h_dim),
+        cell=build.cell(2 * h_dim),
+        encode_x=build.encode_x(),
+        encode_z=build.encode_z(),
     )
-    return parts.recipe(model)
+    return build.recipe(model)
 
 
 def srnn(
-    x_dim: int,
-    z_dim: int,
-    h_dim: int,
-    emission: Part = "normal",
-    *,
-    prior: Part = "conditional",
-    guide: Part = "smoothing_residual",
-    cell: Part = "gru",
-    min_scale: float = 1e-3,
-    prior_gradient: bool = True,
-    dropout: float = 0.0,
-    activation: str = "relu",
-    prior_options: Options = None,
-    guide_options: Options = None,
-    emission_options: Options = None,
+    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
 ) -> Recipe:
     """SRNN of Fraccaro et al. (2016).
 
     Args:
-        x_dim, z_dim, h_dim, emission, prior, guide, cell, min_scale, prior_gradient, dropout,
-            activation, prior_options, guide_options, emission_options: as for :func:`vrnn`.
+        x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
+        parts: see :class:`Parts`.
     """
-    parts = _Parts("srnn", locals())
+    build = _Builder("srnn", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
     model = SRNN(
         x_dim,
         z_dim,
-        prior=parts.prior(h_dim + z_dim),
-        decoder=parts.decoder(z_dim + h_dim),
-        cell=parts.cell(h_dim),
-        encode_x=parts.encoder(x_dim, dropout),
+        prior=build.prior(h_dim + z_dim),
+        decoder=build.decoder(z_dim + h_dim),
+        cell=build.cell(h_dim),
+        encode_x=build.encode_x(),
     )
-    return parts.recipe(model)
+    return build.recipe(model)
 
 
 def dmm(
-    x_dim: int,
-    z_dim: int,
-    h_dim: int,
-    emission: Part = "normal",
-    *,
-    prior: Part = "gated",
-    guide: Part = "smoothing",
-    min_scale: float = 1e-3,
-    prior_gradient: bool = True,
-    dropout: float = 0.0,
-    activation: str = "relu",
-    prior_options: Options = None,
-    guide_options: Options = None,
-    emission_options: Options = None,
+    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
 ) -> Recipe:
     """Deep Markov model of Krishnan et al. (2017); Pyro's tutorial has ``guide="smoothing_flow"``.
 
     Args:
-        x_dim, z_dim, h_dim, emission, prior, guide, min_scale, prior_gradient, dropout,
-            activation, prior_options, guide_options, emission_options: as for :func:`vrnn`;
-            dropout hides features from the guide alone, the model does not read x.
+        x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
+        parts: see :class:`Parts`; dropout concerns the guide alone, the model does not read x.
     """
-    parts = _Parts("dmm", locals())
+    build = _Builder("dmm", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
     model = DMM(
         x_dim,
         z_dim,
-        prior=parts.prior(z_dim),
-        decoder=parts.decoder(z_dim),
-        encode_x=parts.encoder(x_dim, dropout),
+        prior=build.prior(z_dim),
+        decoder=build.decoder(z_dim),
+        encode_x=build.encode_x(),
     )
-    return parts.recipe(model)
+    return build.recipe(model)
 
 
 def dsae(
@@ -295,44 +238,30 @@ def dsae(
     h_dim: int,
     f_dim: int = 16,
     emission: Part = "normal",
-    *,
-    prior: Part = "conditional",
-    guide: Part = "full",
-    cell: Part = "lstm",
-    min_scale: float = 1e-3,
-    prior_gradient: bool = True,
-    dropout: float = 0.0,
-    activation: str = "relu",
-    prior_options: Options = None,
-    guide_options: Options = None,
-    emission_options: Options = None,
+    **parts: Unpack[Parts],
 ) -> Recipe:
     """DSAE of Li and Mandt (2018): a latent f of the whole sequence beside z_t.
 
     Args:
-        x_dim, z_dim, h_dim, emission, prior, cell, min_scale, prior_gradient, dropout, activation,
-            prior_options, guide_options, emission_options: as for :func:`vrnn`.
+        x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
         f_dim: F, size of the latent that all steps share.
-        guide: of z: "full" (reads all of x, and f) or "factorised" (reads x_t alone), the two of
-            the paper; or any guide of :func:`vrnn`.
+        parts: see :class:`Parts`; the guide of z is "full" (reads all of x, and f) or
+            "factorised" (reads x_t alone), the two of the paper, or any other.
     """
-    parts = _Parts("dsae", locals())
+    sizes = {"x_dim": x_dim, "z_dim": z_dim, "h_dim": h_dim, "f_dim": f_dim}
+    build = _Builder("dsae", parts, **sizes, emission=emission)
     model = DSAE(
         x_dim,
         z_dim,
         f_dim,
-        prior=parts.prior(h_dim),
-        decoder=parts.decoder(z_dim + f_dim),
-        cell=parts.cell(h_dim),
-        encode_x=parts.encoder(x_dim, dropout),
-        encode_z=parts.encoder(z_dim),
+        prior=build.prior(h_dim),
+        decoder=build.decoder(z_dim + f_dim),
+        cell=build.cell(h_dim),
+        encode_x=build.encode_x(),
+        encode_z=build.encode_z(),
     )
-    guide_of_z = parts.guide(model, GUIDES | OF_DSAE)
-    return Recipe(model, GlobalGuide(model, guide_of_z, rnn_dim=h_dim), config=parts.config)
-
-
-#: guides that only a DSAE has
-OF_DSAE = {"full": (GUIDES["smoothing"][0], "both"), "factorised": GUIDES["mean_field_frame"]}
+    guide_of_z = build.guide(model, GUIDES | OF_DSAE)
+    return Recipe(model, GlobalGuide(model, guide_of_z, rnn_dim=h_dim), config=build.config)
 
 
 def pixelcnn(
@@ -384,50 +313,43 @@ def avrnn(
     h_dim: int,
     emission: Part = "normal",
     *,
-    prior: Part = "conditional",
-    guide: Part = "residual",
-    cell: Part = "gru",
-    min_scale: float = 1e-3,
-    prior_gradient: bool = False,
-    dropout: float = 0.0,
-    hidden_activation: str = "relu",
+    base: str = "vrnn",
     view: str = "conditional",
     critic: str = "lstm",
     critic_dim: int = 64,
     lipschitz: str | None = None,
     activation: str = "relu",
+    hidden_activation: str = "relu",
     window: int = 4,
-    prior_options: Options = None,
-    guide_options: Options = None,
-    emission_options: Options = None,
-    base: str = "vrnn",
+    **parts: Any,
 ) -> Recipe:
     """A model with a critic: AVRNN of Huang and Xiao (2021), https://arxiv.org/abs/2108.04496.
 
     Args:
-        x_dim, z_dim, h_dim, emission, prior, guide, cell, min_scale, prior_options, guide_options,
-            emission_options: as for :func:`vrnn`; the guide defaults to the paper's, which uses
-            the mean of the prior.
-        prior_gradient: False keeps the reconstruction step from moving the prior.
-        dropout: as for :func:`vrnn`.
-        hidden_activation: of model and guide, as ``activation`` of :func:`vrnn`.
+        x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
+        base: the model; the paper's is "vrnn", any other recipe with latents will do.
         view: what the critic sees: marginal, trajectory, trajectory_redrawn, conditional, joint.
         critic: "lstm", the paper's, or "feedforward".
         critic_dim: width of the critic's layers.
         lipschitz: for a feed-forward critic, spectral normalisation in "z" or in "all" it sees.
         activation: of a feed-forward critic, "relu" or "groupsort".
+        hidden_activation: of model and guide, as ``activation`` of :class:`Parts`.
         window: for a feed-forward critic whose view shows a path, how many codes of it are seen.
-        base: the model; the paper's is "vrnn", any other recipe with latents will do.
+        parts: of the base, see :class:`Parts`. A VRNN's guide is by default the paper's, which
+            uses the mean of the prior and gives it no gradient: ``guide="residual"``,
+            ``prior_gradient=False``.
 
     Raises:
         ValueError: an unknown part; the known ones are listed.
         NotImplementedError: spectral normalisation of an LSTM critic.
     """
-    given = {**locals()}
+    if base == "vrnn":
+        parts = {"guide": "residual", "prior_gradient": False} | parts
+    given = {k: v for k, v in locals().items() if k != "parts"} | parts
     config = _config("avrnn", given)
     recipe = _pick("base", base, {name: RECIPES[name] for name in WITH_LATENTS})
-    shared = signature(recipe).parameters.keys() & given.keys()
-    made = recipe(**{k: given[k] for k in shared} | {"activation": hidden_activation})
+    sizes = {"x_dim": x_dim, "z_dim": z_dim, "h_dim": h_dim, "emission": emission}
+    made = recipe(**sizes, **parts, activation=hidden_activation)
     width = context_dim(view, made.model.h_dim, x_dim)
     network: nn.Module
     if _pick("critic", critic, CRITICS) == "lstm":
@@ -524,20 +446,34 @@ def load(path: str | os.PathLike[str]) -> Recipe:
     return recipe
 
 
-class _Parts:
+class _Builder:
     """What a recipe was called with, and the parts made of it.
 
     Args:
         name: of the recipe.
-        arguments: of its call.
+        parts: given by name; the others are the paper's own.
+        sizes: of the model, and its emission.
+
+    Raises:
+        TypeError: a part or option that the model does not have.
     """
 
-    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
-        self.config = _config(name, arguments)
-        self.given = arguments
+    def __init__(self, name: str, parts: Parts, **sizes: Any) -> None:
+        own = OWN[name]
+        known: dict[str, Any] = {"min_scale": 1e-3, "dropout": 0.0, "activation": "relu"}
+        known |= {"prior_gradient": True} if "guide" in own else {}
+        known |= {f"{part}_options": None for part in ("prior", "guide") if part in own}
+        known |= {"emission_options": None, **own}
+        for argument in parts:
+            if argument not in known:
+                raise TypeError(
+                    f"{argument} is no part of {name}; it takes {', '.join(sorted(known))}"
+                )
+        self.given: dict[str, Any] = {**sizes, **known, **parts}
+        self.config = _config(name, self.given)
         self.hidden: dict[str, Any] = {
-            "hidden": (arguments["h_dim"],),
-            "activation": arguments["activation"],
+            "hidden": (self.given["h_dim"],),
+            "activation": self.given["activation"],
         }
 
     def prior(self, h_dim: int) -> nn.Module:
@@ -553,9 +489,11 @@ class _Parts:
     def cell(self, in_dim: int) -> Any:
         return _pick("cell", self.given["cell"], CELLS)(in_dim, self.given["h_dim"])
 
-    def encoder(self, in_dim: int, dropout: float = 0.0) -> nn.Module:
-        sizes, activation = [in_dim, self.given["h_dim"]], self.given["activation"]
-        return MLP(sizes, final=True, dropout=dropout, activation=activation)
+    def encode_x(self) -> nn.Module:
+        return self._features(self.given["x_dim"], self.given["dropout"])
+
+    def encode_z(self) -> nn.Module:
+        return self._features(self.given["z_dim"], 0.0)
 
     def guide(self, model: SequenceModel, known: Mapping[str, Any] = GUIDES) -> SequenceGuide:
         made = _pick("guide", self.given["guide"], known)
@@ -569,6 +507,10 @@ class _Parts:
 
     def recipe(self, model: SequenceModel) -> Recipe:
         return Recipe(model, self.guide(model), config=self.config)
+
+    def _features(self, in_dim: int, dropout: float) -> nn.Module:
+        sizes, activation = [in_dim, self.given["h_dim"]], self.given["activation"]
+        return MLP(sizes, final=True, dropout=dropout, activation=activation)
 
     def _chosen(self, what: str, known: Mapping[str, Any], **own: Any) -> tuple[Any, Any]:
         kind = _pick(what, self.given[what], known)

@@ -5,7 +5,6 @@ import math
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -75,29 +74,27 @@ def build(row: Row, data: Dataset, settings: Settings) -> Trained:
     Raises:
         ValueError: parts that do not go together.
     """
-    make = recipes.RECIPES[row.model]
-    takes = signature(make).parameters
+    make, own = recipes.RECIPES[row.model], recipes.OWN[row.model]
     emission = row.emission or {"binary": "bernoulli", "mu-law": "logistic"}.get(
         data.kind, "normal"
     )
     given: dict[str, Any] = {
         "x_dim": data.x_dim,
-        "z_dim": row.z_dim or settings.z_dim,
         "h_dim": row.h_dim or settings.h_dim,
         "emission": emission,
         "min_scale": settings.min_scale,
         "dropout": row.dropout,
-        "prior_gradient": row.prior_gradient,
     }
+    if row.schedule != "none":
+        given |= {"z_dim": row.z_dim or settings.z_dim, "prior_gradient": row.prior_gradient}
     if emission == "logistic" and data.kind == "mu-law":
         given["emission_options"] = {"bits": data.bits}
     for part in ("guide", "prior", "cell"):
         chosen = getattr(row, part)
-        if part in takes:
-            given[part] = takes[part].default if chosen is None else chosen
+        if part in own:
+            given[part] = chosen or own[part]
         elif chosen is not None:
             raise ValueError(f"{part} is no part of the model {row.model!r}, got {chosen!r}")
-    given = {name: value for name, value in given.items() if name in takes}
     terms: dict[str, Any] = {"kl_weight": schedule(row.kl), "num_particles": row.particles}
     if row.view is None:
         return Trained(make(**given, activation=row.activation), BOUNDS[row.bound](**terms), [])

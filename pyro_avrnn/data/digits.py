@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_avrnn.data._files import existing, naming, unreadable
+from pyro_avrnn.data._files import members, naming, unreadable
 from pyro_avrnn.data.sequences import Dataset, Sequences, standardise
 
 _EXPECTED = "a folder or .zip with files recordings/DIGIT_SPEAKER_TAKE.wav"
@@ -285,46 +285,12 @@ def _numbers(argument: str, value: Any, letters: tuple[str, ...]) -> np.ndarray:
 
 def _recordings(path: Path) -> Iterator[tuple[str, str, bytes]]:
     """Name, where it lies, and content of each recording."""
-    for member, content in _folder(path) if path.is_dir() else _archive(path):
-        match = _FILE.fullmatch(member)
+    not_so = "no spoken digit is that long; this is not the Free Spoken Digit Dataset"
+    wanted = _FILE.fullmatch
+    for member, content in members(path, lambda m: bool(wanted(m)), _EXPECTED, _MAX_BYTES, not_so):
+        match = wanted(member)
         assert match is not None
         yield match[1].lower(), f"{path}: {member}", content
-
-
-def _folder(path: Path) -> Iterator[tuple[str, bytes]]:
-    for file in path.rglob("*"):
-        if _FILE.fullmatch(file.name) and file.is_file():
-            member = file.relative_to(path).as_posix()
-            _check_size(path, member, file.stat().st_size)
-            yield member, file.read_bytes()
-
-
-def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Members read in memory; a member's path is matched, never written to."""
-    existing(path, _EXPECTED)
-    try:
-        archive = zipfile.ZipFile(path)
-    except Exception as error:  # on damaged files: errors of zipfile and struct
-        raise unreadable(path, "a .zip archive", error) from error
-    with archive:
-        for info in archive.infolist():
-            if not _FILE.fullmatch(info.filename):
-                continue
-            _check_size(path, info.filename, info.file_size)
-            try:
-                content = archive.read(info)
-            except Exception as error:  # also of zlib, or for a password
-                where = f"{path}: {info.filename}"
-                raise unreadable(where, "a member of a .zip archive", error) from error
-            yield info.filename, content
-
-
-def _check_size(path: Path, member: str, size: int) -> None:
-    if size > _MAX_BYTES:
-        raise ValueError(
-            f"{path}: {member} has {size} bytes, a spoken digit at most {_MAX_BYTES}; this is "
-            "not the Free Spoken Digit Dataset"
-        )
 
 
 def _decode(where: str, content: bytes) -> np.ndarray:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pyro_avrnn.data import companding
-from pyro_avrnn.data._files import existing, naming, unreadable
+from pyro_avrnn.data._files import members, naming
 from pyro_avrnn.data.sequences import Dataset, Sequences
 
 _EXPECTED = (
@@ -148,7 +147,8 @@ def _statistics(pieces: list[np.ndarray]) -> tuple[float, float]:
 def _utterances(path: Path) -> Iterator[_Utterance]:
     """All utterances in the order of their names."""
     soundfile = _soundfile(path)
-    for member, content in _folder(path) if path.is_dir() else _archive(path):
+    not_so = "no utterance is that long; this is not TIMIT"
+    for member, content in members(path, _is_audio, _EXPECTED, _MAX_BYTES, not_so):
         yield _Utterance(*_parse(member), _decode(soundfile, f"{path}: {member}", content))
 
 
@@ -161,37 +161,6 @@ def _soundfile(path: Path) -> ModuleType:
         ) from error
     module: ModuleType = soundfile
     return module
-
-
-def _folder(path: Path) -> Iterator[tuple[str, bytes]]:
-    for file in sorted(path.rglob("*")):
-        member = file.relative_to(path.parent).as_posix()
-        if _is_audio(member) and file.is_file():
-            yield member, file.read_bytes()
-
-
-def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Members by name, read in memory; a member's path is matched, never written to."""
-    existing(path, _EXPECTED)
-    try:
-        archive = zipfile.ZipFile(path)
-    except Exception as error:  # on damaged files: errors of zipfile and struct
-        raise unreadable(path, "a .zip archive", error) from error
-    with archive:
-        for info in sorted(archive.infolist(), key=lambda info: info.filename):
-            if not _is_audio(info.filename):
-                continue
-            if info.file_size > _MAX_BYTES:
-                raise ValueError(
-                    f"{path}: {info.filename} has {info.file_size} bytes, an utterance at most "
-                    f"{_MAX_BYTES}; this is not TIMIT"
-                )
-            try:
-                content = archive.read(info)
-            except Exception as error:  # also of zlib, or for a password
-                where = f"{path}: {info.filename}"
-                raise unreadable(where, "a member of a .zip archive", error) from error
-            yield info.filename, content
 
 
 def _is_audio(member: str) -> bool:

@@ -584,3 +584,20 @@ def test_every_model_and_guide_is_in_the_tables() -> None:
     elsewhere = {"LGSSM", "PixelCNNVAE"}  # have test files of their own
     assert {type(build(name).model).__name__ for name in MODELS} == concrete - elsewhere
     assert set(guides_of("dsae")) == {*guides.GUIDES, *OF_DSAE}
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("rnn", "prior"), ("rnn", "guide_options"), ("vae", "cell"), ("dmm", "cell")],
+)
+def test_a_part_that_a_model_does_not_have_is_named(name: str, part: str) -> None:
+    sizes = {"x_dim": 3, "h_dim": 4} | ({} if name == "rnn" else {"z_dim": 2})
+    with pytest.raises(TypeError, match=f"^{part} is no part of {name}; it takes activation, "):
+        recipes.RECIPES[name](**sizes, **{part: "gru"})
+
+
+def test_a_recipes_own_parts_are_those_of_its_paper() -> None:
+    for name, own in recipes.OWN.items():
+        sizes = {"x_dim": 3, "h_dim": 4} | ({} if name == "rnn" else {"z_dim": 2})
+        plain, spelt = recipes.RECIPES[name](**sizes), recipes.RECIPES[name](**sizes, **own)
+        assert plain.config == spelt.config and own.items() <= plain.config.items()
