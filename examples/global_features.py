@@ -15,9 +15,8 @@ share one table. ``--smoke`` needs no data.
 
 Expect the structure alone not to disentangle: the speaker is read from f with an accuracy of 1.00
 and from averaged z with 0.8 (time-averaged frames: 0.98), the digit with 0.98 and 0.8; a swapped f
-takes the voice along in nine of ten recordings. That a label cannot be read from the *average* of z does not mean that it is not
-in its path. The densities belong to the floor of the emission's scale, 0.001 deviations. About 6
-minutes a seed on a core of its own.
+takes the voice along in nine of ten recordings. What the *average* of z does not hold may be in
+its path. The scale floor is 0.001 deviations. About 6 minutes a seed on a core of its own.
 """
 
 import argparse
