@@ -8,7 +8,7 @@ https://arxiv.org/abs/1506.02216 (VRNN).
 
 Expect, in nats per held-out frame (IWAE-64; 1,500 steps, about 3 minutes on one core): about
 0.8 for an RNN without latents, 1.5 to 2.0 for the annealed ELBO. What the critic reaches, and
-why, is in the README's table. Independent normals per dimension: -17.09.
+why, is in the table of RESULTS.md. Independent normals per dimension: -17.09.
 """
 
 import argparse

@@ -60,7 +60,6 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "dsae-full": ("dsae", {"guide": "full"}),
     "dsae-factorised": ("dsae", {"guide": "factorised"}),
 }
-EMISSIONS = {"real": "normal", "binary": "bernoulli", "mu-law": "logistic"}
 BATCH_SIZE = 64
 COLUMNS = {
     "parameters": "parameters",
@@ -91,7 +90,7 @@ def assemble(name: str, data: Dataset) -> recipes.Recipe:
         sizes["z_dim"] = 8
     if data.kind == "mu-law":
         options = options | {"emission_options": {"bits": data.bits}}
-    return recipes.RECIPES[recipe](**sizes, **options, emission=EMISSIONS[data.kind])
+    return recipes.RECIPES[recipe](**sizes, **options, **data.emission)
 
 
 def train(source: str, steps: int, smoke: bool, name: str, seed: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ inside one table; rows of other papers say how they were trained and scored. The
 MIDI files and a picture of piano rolls in ``generated``.
 
 Expect of FIVO -6.83 on JSB (6 minutes a seed on one core), -2.83 on Nottingham (17 minutes), -7.55
-on Piano-midi (9 minutes); independent Bernoullis give -11.06 on JSB. The reading is in the README.
+on Piano-midi (9 minutes); independent Bernoullis give -11.06 on JSB. The reading is in RESULTS.md.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def synthetic(folder: Path) -> Path:
 
 def table(name: str, results: list[dict[str, Any]]) -> str:
     """Ours, mean and standard deviation over seeds, beside what is published."""
-    k = results[0]["num_particles"]
+    k = results[0]["settings"]["num_particles"]
     lines = [
         f"| training | weights | seeds | FIVO-{k} | IWAE-{k} | ELBO |",
         "|---|---|---|---|---|---|",
@@ -179,6 +179,8 @@ def main() -> int:
         settings |= {"seeds": args.seeds, "jobs": args.jobs, "data": source, "out": out}
         given = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
         status = avrnn(["compare", *given, "--lr-decay", "--resume", "--rows", *rows])
+        if status > 1:  # 1: some training stopped early
+            return status
         text = table(source.stem, json.loads((out / "results.json").read_text()))
         (out / "music.md").write_text(text + "\n")
         print(f"\n{text}\n\nwritten: {out / 'music.md'}")

@@ -14,8 +14,8 @@ spectrograms in ``generated``. ``--smoke`` needs no data.
 
 Expect all models far under the uniform 16.00, and far above one histogram of all levels: 16-bit
 mu-law samples reach few of the levels where they are quiet (the cells of -1, 0 and 1 lie 3,000
-levels apart), which the histogram knows and logistics cannot single out. The reading is in the
-README. About 25 minutes a seed on two cores.
+levels apart), which the histogram knows and logistics cannot single out. The reading is in
+RESULTS.md. About 25 minutes a seed on two cores.
 """
 
 import argparse
@@ -81,6 +81,8 @@ def table(results: list[dict[str, Any]]) -> str:
     lines.append("|---|---|---|---|---|")
     for label in dict.fromkeys(r["row"] for r in results):
         of_row = [r for r in results if r["row"] == label and not r["error"]]
+        if not of_row:
+            continue
         bits = [r["bits_per_sample"] for r in of_row]
         listed = ", ".join(f"{b:.3f}" for b in bits)
         kl = fmean(r["kl_per_frame"] for r in of_row)
@@ -124,6 +126,8 @@ def main() -> int:
         given = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
         rows = [ROWS[name] for name in args.rows]
         status = avrnn(["compare", *given, "--lr-decay", "--resume", "--rows", *rows])
+        if status > 1:  # 1: some training stopped early
+            return status
         text = table(json.loads((args.out / "results.json").read_text()))
         (args.out / "bits.md").write_text(text + "\n")
         print(f"\n{text}\n\nwritten: {args.out / 'bits.md'}")

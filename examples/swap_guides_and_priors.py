@@ -58,7 +58,6 @@ from pyro_avrnn.priors import PRIORS
 Cell = dict[str, Any]  # what is swapped, then what all cells share; finished, also its numbers
 PARTS = ("prior", "guide", "cell")
 SHARED = ("model", "data", "steps", "seed", "sequences")
-EMISSIONS = {"real": "normal", "binary": "bernoulli", "mu-law": "logistic"}
 
 
 @cache
@@ -72,9 +71,7 @@ def assemble(cell: Cell, data: Dataset) -> recipes.Recipe:
     options = {"emission_options": {"bits": data.bits}} if data.kind == "mu-law" else {}
     parts = {part: cell[part] for part in PARTS if cell[part] is not None}
     make = recipes.RECIPES[cell["model"]]
-    return make(
-        x_dim=data.x_dim, z_dim=8, h_dim=64, emission=EMISSIONS[data.kind], **parts, **options
-    )
+    return make(x_dim=data.x_dim, z_dim=8, h_dim=64, **data.emission, **parts, **options)
 
 
 def train(cell: Cell) -> Cell:

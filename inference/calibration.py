@@ -170,6 +170,11 @@ def calibrate(
     store = pyro.get_param_store()
     bar = tqdm(total=num_simulations, desc="calibrate", leave=False, disable=not progress)
     found: list[dict[str, Tensor]] = []
+    if getattr(model, "f_dim", 0):
+        raise NotImplementedError(
+            f"calibrate ranks the latents of steps; a latent that all steps share (f_dim "
+            f"{model.f_dim}) is not among them, so use a model without one"  # type: ignore[attr-defined]
+        )
     # what the programs register here is not to stay
     with evaluating(model, guide), seeded(seed), store.scope(store.get_state()), bar:
         for chosen in rows.split(batch_size):

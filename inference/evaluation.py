@@ -219,7 +219,8 @@ def evaluate(
         mean = columns["shift"].sum(dim=0) / frames
         variance = columns["shift_square"].sum(dim=0) / frames - mean.square()
         numbers["active_units"] = int((variance > active_above).sum())
-    if train is not None and "prior_scale" in columns:
+    latents = "prior_scale" in columns or bool((columns["kl"] != 0).any())
+    if train is not None and latents and hasattr(model, "rollout"):
         with torch.enable_grad(), evaluating(model, guide):
             split: RateSplit = rate_split(model, guide, train, (x, mask), seed=seed)
         numbers["aggregate_mismatch_at_least"] = split.aggregate_mismatch_at_least

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from inference.divergences import normal_parameters
 from inference.particles import (
     CRITERIA,
     RESAMPLERS,
@@ -158,6 +159,12 @@ class Objective:
             name = self.bound if weight == 1.0 else "objective"
             self.terms = {name: objective.detach().sum() / frames, **self.terms}
         loss = -objective.sum()
+        shared = getattr(densities, "f", None) is not None
+        if shared and self.regularisers and self.kl_weight == 0.0:
+            raise NotImplementedError(
+                "a critic compares z_t alone, so with kl_weight=0 nothing would price the latent "
+                "f that all steps share; give a kl_weight above 0"
+            )
         for regulariser in self.regularisers:
             price = self.clock.weight(regulariser.weight)
             penalty = regulariser.penalty(densities)
@@ -278,10 +285,10 @@ class IWAE(Objective):
         with _constant(own):
             proposal: Any = guide.proposal
             log_proposal = proposal(densities.states, densities.c.detach()).log_prob(densities.z)
-            if getattr(densities, "f", None) is not None:
-                x, mask = densities.x[:, 0].transpose(0, 1), densities.mask[:, 0].t()
-                of_f = guide.proposal_f(x, mask).log_prob(densities.f)  # type: ignore[operator]
-                log_proposal = torch.cat([(log_proposal[0] + of_f).unsqueeze(0), log_proposal[1:]])
+        if getattr(densities, "f", None) is not None:
+            loc, scale = (p.detach() for p in normal_parameters(densities.proposal_f))
+            of_f = torch.distributions.Normal(loc, scale).log_prob(densities.f).sum(dim=-1)
+            log_proposal = torch.cat([(log_proposal[0] + of_f).unsqueeze(0), log_proposal[1:]])
         log_proposal = torch.where(densities.mask, log_proposal, 0.0)
         path = temper(densities.log_prior, densities.log_emission, log_proposal, weight)
         plain = _tempered(densities, weight)

@@ -84,7 +84,7 @@ _STEPS = ("init", "transition", "emission", "advance")
 
 
 def require_stepwise(model: Any, guide: Any) -> None:
-    """That a model and guide can be asked for single steps.
+    """That a model and guide can be asked for single steps, and belong together.
 
     Args:
         model: to have init, transition, emission and advance.
@@ -92,6 +92,7 @@ def require_stepwise(model: Any, guide: Any) -> None:
 
     Raises:
         TypeError: naming the functions that are missing.
+        ValueError: from a model that tells its own guides from others.
     """
     for argument, value, names in (("model", model, _STEPS), ("guide", guide, _PROPOSING)):
         missing = [name for name in names if not callable(getattr(value, name, None))]
@@ -101,6 +102,8 @@ def require_stepwise(model: Any, guide: Any) -> None:
                 f"{getattr(value, '__name__', type(value).__name__)} lacks {', '.join(missing)}; "
                 "ELBO and IWAE need no single steps"
             )
+    if callable(fits := getattr(model, "require_guide", None)):
+        fits(guide)
 
 
 #: Called between SVI steps with (model, guide, *batch); gives numbers for the metrics.

@@ -15,6 +15,7 @@ from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Size, Tensor, nn
 
 from pyro_avrnn.networks import (
+    ACTIVATIONS,
     NormalNetwork,
     RecurrentEncoder,
     agree,
@@ -33,7 +34,9 @@ class FilteringGuide(SequenceGuide):
         model: the model whose latents are proposed; its features of x are borrowed.
         hidden: widths of the hidden layers.
         encoder: maps features ``(B, T, C)`` and mask to what is read of them, ``(B, T, C')``,
-            such as :class:`~pyro_avrnn.networks.RecurrentEncoder`; None for the features.
+            such as :class:`~pyro_avrnn.networks.RecurrentEncoder`; None for the features. One
+            of one's own says its width, ``out_dim``, and ``smoothing = True`` if what it says
+            of step t depends on x after t.
         min_scale: floor of the proposal's scale.
         activation: of the hidden layers.
 
@@ -201,6 +204,7 @@ class FlowGuide(FilteringGuide):
                     self.network.in_dim,
                     [max(width, self.z_dim) for width in hidden],
                     permutation=order.flip(0) if i % 2 else order,
+                    nonlinearity=ACTIVATIONS[activation](),
                 )
             )
             for i in range(num_flows)

@@ -529,6 +529,16 @@ class _Builder:
                     f"{', '.join(takes[1:])}, got {option!r}"
                 )
         common = {k: v for k, v in (self.hidden | own).items() if k in takes}
+        needed = [
+            name
+            for name, p in signature(kind).parameters.items()
+            if p.kind is p.KEYWORD_ONLY and p.default is p.empty and name not in given
+        ]
+        if needed:
+            raise ValueError(
+                f"{what} {self.given[what]!r} needs {', '.join(needed)}; give {what}_options="
+                f"{{{needed[0]!r}: ...}}"
+            )
         return {**common, **given}
 
 

@@ -81,6 +81,23 @@ class SequenceModel(nn.Module, ABC):
     def advance(self, state: Any, z_t: Tensor, x_t: Tensor) -> Any:
         """The next state; every tensor of it has the leading dimensions of the old one."""
 
+    def require_guide(self, guide: Any) -> None:
+        """That a guide was built for this very model, whose functions it has borrowed.
+
+        Raises:
+            ValueError: a guide of another model; both are named with their sizes.
+        """
+        other = getattr(getattr(guide, "init", None), "__self__", self)
+        if other is not self and isinstance(other, SequenceModel):
+            here, there = (
+                f"{type(m).__name__} (x_dim {m.x_dim}, z_dim {m.z_dim}, f_dim {m.f_dim})"
+                for m in (self, other)
+            )
+            raise ValueError(
+                f"guide {type(guide).__name__} was built for another model, {there}, and does not "
+                f"fit this one, {here}; build it with this model"
+            )
+
     def prior_f(self, batch_shape: Size) -> dist.Distribution:
         """p(f), batch shape ``batch_shape``, event shape ``(F,)``; for models with f_dim > 0."""
         raise NotImplementedError(f"{type(self).__name__} has f_dim > 0 and must write prior_f")
@@ -180,6 +197,7 @@ class SequenceModel(nn.Module, ABC):
         Returns:
             Densities, draws, states and distributions, shapes ``(T, K, B, ...)``.
         """
+        self.require_guide(guide)
         x, mask = self.check(x, mask)
         _register("model", self)
         _register("guide", guide)

@@ -35,9 +35,10 @@ options of a row, as in 'conditional:weight=0>30@0.5,critic_dim=32' (quote it: >
   view              marginal, trajectory, trajectory_redrawn, conditional, joint
   model             vae, storn, vrnn, srnn, dmm or dsae; h_dim, z_dim: sizes of this row
   guide             filtering, residual, flow, each also as smoothing, smoothing_residual,
-                    smoothing_flow; mean_field, mean_field_forward, mean_field_frame
+                    smoothing_flow; mean_field, mean_field_forward, mean_field_frame;
+                    of a dsae also full and factorised
   prior             conditional, standard, gated, mixture, flow
-  cell, emission    gru, lstm; normal, bernoulli, mixture, categorical, logistic
+  cell, emission    gru, lstm; normal, bernoulli, mixture, logistic
                     (none of the four given: the model's own, and what the data ask for)
   critic            feedforward or lstm (lstm with another constraint than spectral)
   constraint        spectral, gradient_penalty, clip; strength=..., on=z or all

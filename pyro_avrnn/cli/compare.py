@@ -60,7 +60,8 @@ def compare(
     dataset = data.load(source, **options)
     with seeded(0):  # parts that do not go together are refused before anything is trained
         for row in rows:
-            build(row, dataset, settings)
+            parts = build(row, dataset, settings)
+            parts.recipe.model.check(dataset.train.x[:1], dataset.train.mask[:1])
     # what the densities depend on beside the model: every row carries it
     scale = {k: torch.as_tensor(getattr(dataset, k)).tolist() for k in ("mean", "std")}
     about = {

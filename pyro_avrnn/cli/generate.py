@@ -51,12 +51,12 @@ def generate_from(
         ValueError: an unknown row, numbers below 1, a beginning that leaves no step.
     """
     best = _chosen(run, row)
-    dataset = data.load(source, **best["reader"])
+    dataset = data.load(source, **_reader(best, source))
     recipe = recipes.load(row_folder(run, best["row"], best["seed"]) / "parameters.pt")
-    if dataset.x_dim != recipe.model.x_dim:
+    if (dataset.name, dataset.x_dim) != (best["data"], recipe.model.x_dim):
         raise ValueError(
-            f"--data {source} has {dataset.x_dim} features, the row's model {recipe.model.x_dim}; "
-            f"give the data of the comparison ({best['data']})"
+            f"--data {source} is {dataset.name} with {dataset.x_dim} features, but the row was "
+            f"trained on {best['data']} with {recipe.model.x_dim}; give the data of the comparison"
         )
     test = dataset.test
     length = int(test.lengths.median()) if length is None else length
@@ -108,6 +108,15 @@ def _chosen(run: Path, label: str | None) -> dict[str, Any]:
         return -math.inf if value is None else value
 
     return max(rows, key=validation)
+
+
+def _reader(best: dict[str, Any], source: str) -> dict[str, Any]:
+    """The options the comparison's data were read with; none where its file does not say."""
+    if source == "vowels" and best["data"] != "vowels":
+        raise ValueError(
+            f"--data must be the data of the comparison, {best['data']}, got {source!r}"
+        )
+    return best.get("reader") or {}
 
 
 def _write(out: Path, made: dict[str, Tensor], dataset: Dataset, title: str) -> list[Path]:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference import particle_filter, seeded, step_densities, to_arviz
+from inference import Bootstrap, particle_filter, seeded, to_arviz
 from inference.files import write_csv
+from inference.particles import Selection
 from pyro_avrnn import recipes
 from pyro_avrnn.cli import plots
 from pyro_avrnn.cli.runs import row_folder
@@ -79,7 +80,8 @@ def table(results: list[dict[str, Any]]) -> str:
     """Markdown: one line a row, mean and standard deviation over seeds, nats per frame."""
     first = results[0]
     settings = first["settings"]
-    columns = [c for c in _COLUMNS if c[1] != "bits_per_sample" or c[1] in first]
+    counted = any("bits_per_sample" in r for r in results)
+    columns = [c for c in _COLUMNS if c[1] != "bits_per_sample" or counted]
     head = [name.format(K=settings["num_particles"]) for name, _ in columns]
     lines = [["row", *head]]
     for label in dict.fromkeys(r["row"] for r in results):
@@ -109,8 +111,11 @@ def table(results: list[dict[str, Any]]) -> str:
         "shrink; k-hat above 0.7: the bound's own estimate is unreliable for single sequences "
         "(weights constant: they have no tail). FIVO is a particle filter's bound.",
         *(
-            ["bits: of a sample, by the best of the three bounds; uniform 16-bit levels: 16.00."]
-            if "bits_per_sample" in first
+            [
+                "bits: of a sample, by the best of the three bounds; all levels alike: "
+                f"{first['reader']['mu_law']:.2f}."
+            ]
+            if counted
             else []
         ),
         *(
@@ -181,10 +186,13 @@ def one_step_prediction(
 ) -> Tensor:
     """Draws of x_t given the steps before t, ``(draws, T, X)``, for one sequence ``(T, X)``.
 
-    The past is summarised along the guide's path; z_t is drawn from the prior.
+    The past is summarised by a particle filter that resamples at every step, along the guide's
+    proposals, or the prior's where the guide has read the future; z_t is drawn from the prior.
     """
+    guide: Any = Bootstrap(recipe.model) if recipe.guide.smoothing else recipe.guide
+    given: dict[str, Any] = {"num_particles": draws, "select": Selection("systematic", "always")}
     with seeded(seed):
-        d: Any = step_densities(recipe.model, recipe.guide, x.unsqueeze(0), num_particles=draws)
+        d = recipe.model.rollout(guide, x.unsqueeze(0), **given)
         drawn = recipe.model.emission(d.prior.sample(), d.states).sample()
     return drawn[:, :, 0].transpose(0, 1)
 

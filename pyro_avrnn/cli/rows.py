@@ -153,7 +153,7 @@ def parse(text: str) -> Row:
     for key, allowed in (
         ("view", [None, *VIEWS]),
         ("model", ["rnn"] if row.schedule == "none" else [*WITH_LATENTS]),
-        ("emission", [None, *EMISSIONS]),
+        ("emission", [None, *(e for e in EMISSIONS if e != "categorical")]),  # needs its classes
         ("guide", [None, *GUIDES, *OF_DSAE]),
         ("prior", [None, *PRIORS]),
         ("cell", [None, *CELLS]),

@@ -75,9 +75,12 @@ def build(row: Row, data: Dataset, settings: Settings) -> Trained:
         ValueError: parts that do not go together.
     """
     make, own = recipes.RECIPES[row.model], recipes.OWN[row.model]
-    emission = row.emission or {"binary": "bernoulli", "mu-law": "logistic"}.get(
-        data.kind, "normal"
-    )
+    emission = row.emission or data.emission["emission"]
+    if data.kind == "mu-law" and emission != "logistic":
+        raise ValueError(
+            f"mu-law levels are scored by emission=logistic, got {emission!r}, whose densities "
+            "are no bits"
+        )
     given: dict[str, Any] = {
         "x_dim": data.x_dim,
         "h_dim": row.h_dim or settings.h_dim,
@@ -87,8 +90,8 @@ def build(row: Row, data: Dataset, settings: Settings) -> Trained:
     }
     if row.schedule != "none":
         given |= {"z_dim": row.z_dim or settings.z_dim, "prior_gradient": row.prior_gradient}
-    if emission == "logistic" and data.kind == "mu-law":
-        given["emission_options"] = {"bits": data.bits}
+    if emission == data.emission["emission"]:
+        given |= data.emission
     for part in ("guide", "prior", "cell"):
         chosen = getattr(row, part)
         if part in own:

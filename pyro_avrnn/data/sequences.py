@@ -229,6 +229,19 @@ class Dataset:
         """X, the number of features."""
         return self.train.x_dim
 
+    @property
+    def emission(self) -> dict[str, Any]:
+        """What a recipe takes to score such data: ``emission``, and ``emission_options``.
+
+        Example:
+            >>> from pyro_avrnn.data import vowels
+            >>> vowels().emission
+            {'emission': 'normal'}
+        """
+        if self.kind == "mu-law":
+            return {"emission": "logistic", "emission_options": {"bits": self.bits}}
+        return {"emission": "bernoulli" if self.kind == "binary" else "normal"}
+
 
 def standardise(
     train: Sequences, valid: Sequences, test: Sequences

@@ -108,6 +108,9 @@ class GlobalGuide(SequenceGuide):
         local: proposes z; its state has f in it, for those that read the state.
         rnn_dim: width of the network that reads the sequence, in each direction.
         min_scale: floor of the proposal's scale.
+
+    Raises:
+        ValueError: a model without such a latent, or a local guide of another model.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class GlobalGuide(SequenceGuide):
                 "a GlobalGuide proposes a latent that all steps share, but "
                 f"{type(model).__name__} has none (f_dim 0); use {type(local).__name__} by itself"
             )
+        model.require_guide(local)
         self.local, self.smoothing = local, True  # f has read all of x
         self.reader = RecurrentEncoder(model.c_dim, rnn_dim, "both")
         self.head = NormalNetwork(self.reader.out_dim, model.f_dim, (), min_scale=min_scale)

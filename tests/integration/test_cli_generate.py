@@ -110,7 +110,7 @@ def test_other_data_are_numbers(own: tuple[Path, Path], tmp_path: Path) -> None:
         (["--length", "0"], "--length must be at least 1, got 0"),
         (["--prefix", "9"], "--prefix must be below --length, 9, got 9"),
         (["--length", "60", "--prefix", "50"], "--prefix must fit into a test sequence, got 50"),
-        (["--data", "vowels"], "--data vowels has 12 features, the row's model 3"),
+        (["--data", "vowels"], "--data must be the data of the comparison, own, got 'vowels'"),
     ],
 )
 def test_bad_arguments_are_one_sentence(

@@ -148,12 +148,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = (
         for model, guide in product(LATENT, ("residual", "smoothing_residual"))
     }
     | {
-        f"{model}-{prior}-z1": (
-            lambda m=model, p=prior: build(m, prior=p, guide="filtering", z_dim=1),
+        f"{model}-flow-z1": (
+            lambda m=model: build(m, prior="flow", guide="filtering", z_dim=1),
             ValueError,
-            f"z_dim must be at least 2 for {PRIORS[prior].__name__}, got 1; use ConditionalNormal",
+            "z_dim must be at least 2 for FlowPrior, got 1; use ConditionalNormal",
         )
-        for model, prior in product(LATENT, ("mixture", "flow"))
+        for model in LATENT
     }
     | {
         f"{model}-{guide}-z1": (
