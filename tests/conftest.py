@@ -10,6 +10,8 @@ import torch
 from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
+# the matrices here are small, and two threads on busy cores wait for each other many times over
+torch.set_num_threads(1)
 GLOBALS = {
     "default dtype": torch.get_default_dtype,
     "grad mode": torch.is_grad_enabled,
