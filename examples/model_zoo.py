@@ -90,8 +90,6 @@ def assemble(name: str, data: Dataset) -> recipes.Recipe:
     sizes = {"x_dim": data.x_dim, "h_dim": 64}
     if recipe != "rnn":
         sizes["z_dim"] = 8
-    if data.kind == "mu-law":
-        options = options | {"emission_options": {"bits": data.bits}}
     return recipes.RECIPES[recipe](**sizes, **options, **data.emission)
 
 

@@ -57,7 +57,7 @@ from pyro_avrnn.priors import PRIORS
 
 Cell = dict[str, Any]  # what is swapped, then what all cells share; finished, also its numbers
 PARTS = ("prior", "guide", "cell")
-SHARED = ("model", "data", "steps", "seed", "sequences")
+SHARED = ("model", "data", "steps", "seed", "few")
 
 
 @cache
@@ -68,10 +68,9 @@ def dataset(source: str) -> Dataset:
 
 def assemble(cell: Cell, data: Dataset) -> recipes.Recipe:
     """The swap itself; parameters are drawn from torch's global state."""
-    options = {"emission_options": {"bits": data.bits}} if data.kind == "mu-law" else {}
     parts = {part: cell[part] for part in PARTS if cell[part] is not None}
     make = recipes.RECIPES[cell["model"]]
-    return make(x_dim=data.x_dim, z_dim=8, h_dim=64, **data.emission, **parts, **options)
+    return make(x_dim=data.x_dim, z_dim=8, h_dim=64, **data.emission, **parts)
 
 
 def train(cell: Cell) -> Cell:
@@ -79,8 +78,8 @@ def train(cell: Cell) -> Cell:
     data = dataset(cell["data"])
     steps, seed = cell["steps"], cell["seed"]
     test = data.test
-    if cell["sequences"] is not None:
-        test = test.select(range(cell["sequences"]))
+    if cell["few"] is not None:
+        test = test.select(range(cell["few"]))
     with pyro.get_param_store().scope(), seeded(seed):
         r = assemble(cell, data)
         loss = ELBO(kl_weight=Ramp(0, 1, over=0.5))
