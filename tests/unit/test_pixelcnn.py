@@ -371,6 +371,11 @@ def test_evaluation_and_single_precision_work() -> None:
     assert math.isfinite(FIVO()(recipe.model, recipe.guide, x, mask).item())
 
 
+def score(x: Tensor) -> object:
+    recipe = pair()
+    return recipe.model.rollout(recipe.guide, x)
+
+
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
@@ -400,8 +405,8 @@ def test_evaluation_and_single_precision_work() -> None:
             lambda: ConvolutionalGuide(PixelCNNVAE(9, 0, decoder=network(9, 0))),
             "PixelCNNVAE has none .* use NoLatents",
         ),
-        (lambda: pair().model.rollout(pair().guide, pixels(2, 1, 9) / 2), "0 and 1 only"),
-        (lambda: pair().model.rollout(pair().guide, pixels(2, 9)), "add the batch dimension"),
+        (lambda: score(pixels(2, 1, 9) / 2), "0 and 1 only"),
+        (lambda: score(pixels(2, 9)), "add the batch dimension"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(build: Callable[[], object], sentence: str) -> None:
