@@ -81,9 +81,9 @@ def _add_generate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     p = commands.add_parser(
         "generate",
         help="sequences that a trained row makes up: WAV, MIDI or CSV, and a picture",
-        description="Draw sequences from a row's model, freely and after the beginning of a test "
-        "sequence. Speech is written as WAV with spectrograms, piano rolls as MIDI with a "
-        "picture of them, other data as CSV with lines.",
+        description="Draw sequences from a row's model, freely and after the beginning of a\n"
+        "test sequence. Speech is written as WAV with spectrograms, piano rolls as\n"
+        "MIDI with a picture of them, other data as CSV with lines.",
         epilog="example:\n  avrnn generate runs/music --data JSB_Chorales.mat --count 3",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -117,8 +117,9 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     p = commands.add_parser(
         "compare",
         help="train several rows on one data set and compare them",
-        description="Train an RNN, a VRNN by the ELBO and AVRNNs on the same data, score each on "
-        "held-out sequences, and write a table, metrics, a posterior for ArviZ and pictures.",
+        description="Train an RNN, a VRNN by the ELBO and AVRNNs, or any rows, on the same data,\n"
+        "score each on held-out sequences, and write a table, metrics, a posterior for\n"
+        "ArviZ and pictures.",
         epilog=_EXAMPLES.format(rows=listed),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

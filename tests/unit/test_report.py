@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pyro_avrnn import data, recipes
 from pyro_avrnn.cli import report
-from pyro_avrnn.cli.report import table
+from pyro_avrnn.cli.report import one_step_prediction, table
 from pyro_avrnn.cli.runs import row_folder
 
 
@@ -91,3 +92,14 @@ def test_pictures_are_drawn_in_evaluation_mode(
     with pytest.raises(_Seen) as seen:
         report.look(tmp_path, result("elbo:dropout=0.5"), data.vowels())
     assert seen.value.args == (False, False)
+
+
+@pytest.mark.parametrize("name", ["vrnn", "storn", "srnn", "dmm", "dsae"])
+def test_a_prediction_does_not_see_the_step_it_predicts(name: str) -> None:
+    recipe = recipes.RECIPES[name](2, 2, 4)
+    x = torch.randn(5, 2)
+    other = torch.cat([x[:-1], x[-1:] + 3.0])
+    first, second = (one_step_prediction(recipe, given, draws=7) for given in (x, other))
+    torch.testing.assert_close(first, second, rtol=0.0, atol=0.0)
+    earlier = torch.cat([x[:3] + 3.0, x[3:]])
+    assert (one_step_prediction(recipe, earlier, draws=7)[:, 4] != first[:, 4]).any()
