@@ -33,9 +33,8 @@ from pyro_avrnn.networks import NormalNetwork, agree, broadcast_cat, width
 from pyro_avrnn.priors import StandardNormal
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 
-_IMAGES_AT_ONCE = (
-    128  # without gradients: 0.1 GiB at 32 channels of 28 x 28, and fewer cache misses
-)
+# without gradients: 0.1 GiB at 32 channels of 28 x 28, and fewer cache misses
+_IMAGES_AT_ONCE = 128
 
 
 class GatedLayer(nn.Module):
