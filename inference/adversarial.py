@@ -243,6 +243,11 @@ class Alternating:
         """Algorithm 2 for one batch; leaves no gradient behind on model or guide."""
         with torch.no_grad():
             densities = step_densities(model, guide, *args)
+        if getattr(densities, "f", None) is not None:
+            raise NotImplementedError(
+                "the alternating schedule compares z_t alone, so nothing would price the latent f "
+                "that all steps share; use a joint objective with a kl_weight above 0"
+            )
         metrics = self.adversarial.improve(densities)
         if self.detach_state:
             if not isinstance(model, Stepwise) or not hasattr(densities, "states"):

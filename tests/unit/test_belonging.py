@@ -10,6 +10,7 @@ from inference import (
     ELBO,
     FIVO,
     Adversarial,
+    Alternating,
     RegularisedELBO,
     calibrate,
     evaluate,
@@ -60,6 +61,15 @@ def test_a_critic_alone_does_not_price_a_shared_latent() -> None:
     with pytest.raises(NotImplementedError, match="nothing would price the latent f"):
         RegularisedELBO([critic], kl_weight=0.0)(r.model, r.guide, x)
     assert RegularisedELBO([critic], kl_weight=0.1)(r.model, r.guide, x).isfinite()
+
+
+def test_the_alternating_schedule_does_not_price_a_shared_latent() -> None:
+    r = recipes.avrnn(X, Z, H, base="dsae", critic_dim=4)
+    assert r.critic is not None
+    critic = Adversarial(r.critic, view="conditional", divergence=wasserstein(gradient_penalty()))
+    alternating = Alternating(critic, r.model.parameters(), r.guide.parameters())
+    with pytest.raises(NotImplementedError, match="nothing would price the latent f"):
+        alternating.update(r.model, r.guide, torch.zeros(2, 3, X))
 
 
 def test_a_shared_latent_is_not_ranked() -> None:
