@@ -16,6 +16,7 @@ from pyro_avrnn import recipes
 from pyro_avrnn.cli import plots
 from pyro_avrnn.cli.runs import row_folder
 from pyro_avrnn.data import Dataset
+from pyro_avrnn.generation import generate
 
 SHORT = 500  # steps below which a run is called short
 
@@ -156,10 +157,12 @@ def look(out: Path, best: dict[str, Any], dataset: Dataset) -> list[Path]:
     posterior.attrs["row"] = name
     path = out / "posterior.nc"
     posterior.to_netcdf(str(path))
+    with seeded(0):
+        free = generate(recipe.model, 3, len(x))
     panels = {
         "observed": x.numpy(),
         "one-step prediction": one_step_prediction(recipe, x).numpy(),
-        "freely generated": free_generation(recipe, len(x)).numpy(),
+        "freely generated": free.numpy(),
     }
     pictures = [
         plots.sequences(
@@ -195,16 +198,6 @@ def one_step_prediction(
         d = recipe.model.rollout(guide, x.unsqueeze(0), **given)
         drawn = recipe.model.emission(d.prior.sample(), d.states).sample()
     return drawn[:, :, 0].transpose(0, 1)
-
-
-@torch.no_grad()
-def free_generation(
-    recipe: recipes.Recipe, length: int, *, draws: int = 3, seed: int = 0
-) -> Tensor:
-    """Sequences drawn from the model alone, ``(draws, length, X)``."""
-    mask = torch.ones(draws, length, dtype=torch.bool)
-    with seeded(seed):
-        return recipe.model(None, mask)
 
 
 def _validation(result: dict[str, Any]) -> Any:
