@@ -110,18 +110,33 @@ class Objective:
         kl_weight: a number, or a schedule over the run such as ``Ramp(0, 1, over=0.5)``.
         regularisers: penalties with their weights, such as ``Adversarial``.
         clock: counts calls with gradients; give its ``total`` if ``fit`` does not train.
+        segment: for long sequences, the number of steps between states that are kept: what lies
+            between them is computed a second time by the backward pass, so that memory grows
+            with T / segment + segment and not with T; None keeps everything.
+        compile: run the recurrence in compiled chunks of steps, worth it where steps are small;
+            needs a C++ compiler, takes half a minute once, and is kept on disk.
     """
 
     num_particles: int = 1
     kl_weight: float | Schedule = 1.0
     regularisers: Sequence[Regulariser] = ()
     clock: Clock = field(default_factory=Clock)
+    segment: int | None = None
+    compile: bool = False
     terms: dict[str, Tensor | float] = field(default_factory=dict, init=False, repr=False)
     bound: ClassVar[str] = ""  # name of its value in terms; the ELBO is there anyway
 
     def __post_init__(self) -> None:
         if self.num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, got {self.num_particles}")
+        if self.segment is not None and self.segment < 1:
+            raise ValueError(f"segment must be at least 1 step, got {self.segment}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a rollout is told beside the number of particles."""
+        given = {"segment": self.segment, "compile": self.compile or None}
+        return {name: value for name, value in given.items() if value is not None}
 
     def __call__(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
         """The loss, nats summed over the batch.
@@ -139,7 +154,9 @@ class Objective:
 
     def draw(self, model: Any, guide: Any, *args: Any) -> StepDensities:
         """Densities of every step, ``(T, K, B)``, latents drawn from the guide."""
-        return step_densities(model, guide, *args, num_particles=self.num_particles)
+        return step_densities(
+            model, guide, *args, num_particles=self.num_particles, **self.options
+        )
 
     def loss(self, densities: StepDensities) -> Tensor:
         """The loss of given densities; leaves its terms, nats a frame, in ``terms``."""
@@ -358,7 +375,7 @@ class FIVO(Objective):
         mask = args[1] if len(args) > 1 else None
         self._selection = Selection(self.resampler, self.criterion, mask, weight)
         given: dict[str, Any] = {"num_particles": self.num_particles, "select": self._selection}
-        return model.rollout(guide, *args, **given)
+        return model.rollout(guide, *args, **given, **self.options)
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """log Z_hat, shape (B,)."""

@@ -36,7 +36,11 @@ class TracedDensities(NamedTuple):
 
 
 def step_densities(
-    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, num_particles: int = 1
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_particles: int = 1,
+    **options: Any,
 ) -> StepDensities:
     """Densities of every step, ``(T, K, B)``, with latents drawn from the guide.
 
@@ -45,13 +49,18 @@ def step_densities(
         guide: a Pyro program over the same latents, reparameterised.
         args: what both are called with, data ``(B, T, X)`` and mask ``(B, T)``.
         num_particles: K.
+        options: what else the rollout takes, such as ``segment`` and ``compile``.
 
     Raises:
-        NotImplementedError: without a rollout, a latent that is not reparameterised, or sites
-            outside one plate over sequences at dimension -1.
+        NotImplementedError: without a rollout, a latent that is not reparameterised, sites
+            outside one plate over sequences at dimension -1, or options of a rollout.
     """
     if isinstance(model, HasRollout):
-        return model.rollout(guide, *args, num_particles=num_particles)
+        return model.rollout(guide, *args, num_particles=num_particles, **options)
+    if options:
+        raise NotImplementedError(
+            f"{', '.join(options)} needs a model with a rollout; a program that is traced has none"
+        )
     return _traced(model, guide, args, num_particles)
 
 

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
+from torch.utils.checkpoint import checkpoint
+
+from pyro_avrnn import engine
+from pyro_avrnn.networks import diagonal_normal
 
 if TYPE_CHECKING:
     from pyro_avrnn.sequence import SequenceGuide, SequenceModel
@@ -61,6 +65,9 @@ def rollout(
     z: Tensor | None = None,
     f: Tensor | None = None,
     select: Select | None = None,
+    start: Any = None,
+    segment: int | None = None,
+    compile: bool = False,
 ) -> StepDensities:
     """Draw (or take) latents along the guide and score them under model and guide.
 
@@ -75,10 +82,15 @@ def rollout(
         f: ``(K, B, F)``, given with ``z`` where the model has a latent that all steps share.
         select: called after every step; says which particles go on from it, as a particle
             filter resamples. Row t of the result holds the particles as they were at step t.
+        start: the state before step 1, every tensor ``(K, B, ...)``, of a series that goes on;
+            None for the model's own. A latent that all steps share is in it, and counted before.
+        segment: steps between the states that are kept for the backward pass, which computes
+            everything between them a second time; None keeps it all.
+        compile: run compiled chunks of the recurrence.
 
     Raises:
         NotImplementedError: a guide with parameters to learn that is not reparameterised.
-        ValueError: ``num_particles`` below 1, or ``z`` of another shape.
+        ValueError: ``num_particles`` below 1, or ``z`` or ``start`` of another shape.
     """
     size, length = mask.shape
     if z is None:
@@ -92,13 +104,17 @@ def rollout(
     particles = num_particles if z is None else z.shape[1]
     if particles < 1:
         raise ValueError("z must hold at least one particle, got K = 0")
+    if segment is not None and segment < 1:
+        raise ValueError(f"segment must be at least 1 step, got {segment}")
     learns = torch.is_grad_enabled() and any(
         p.requires_grad for p in getattr(guide, "parameters", tuple)()
     )
     state = model.init(Size((particles, size)))
     prior_f = proposal_f = None
     of_f: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)  # log p(f), log q(f)
-    if model.f_dim:
+    if start is not None:
+        state = _started(state, start)
+    elif model.f_dim:
         shape = (particles, size, model.f_dim)
         if (z is None) != (f is None) or (f is not None and f.shape != shape):
             raise ValueError(
@@ -108,77 +124,228 @@ def rollout(
         prior_f = model.prior_f(Size((size,)))
         proposal_f = guide.proposal_f(x, mask)
         if f is None:
-            f = _draw(proposal_f.expand(Size((particles, size))), learns)
+            f = engine.draw(proposal_f.expand(Size((particles, size))), learns)
         state = model.condition(state, f)
         of_f = (prior_f.log_prob(f), proposal_f.log_prob(f))
-    c = guide.encode(x, mask)  # (B, T, C)
-    states, draws, cached = [], [], []
-    for t in range(length):
-        if z is None or select is not None:
-            q_t = guide.proposal(state, c[:, t])
-        if z is None:
-            z_t = _draw(q_t, learns)
-            if isinstance(q_t, dist.TransformedDistribution):
-                cached.append(q_t.log_prob(z_t))  # the flow remembers how it came to this draw
-        else:
-            z_t = z[t]
-        states.append(state)
-        draws.append(z_t)
-        if t + 1 == length:
-            break
-        before, state = state, model.advance(state, z_t, x[:, t])
-        if select is not None:
-            with torch.no_grad():  # the densities with gradients are computed once, below
-                log_prior = model.transition(before).log_prob(z_t)
-                log_proposal = q_t.log_prob(z_t)
-                if t == 0:
-                    log_prior, log_proposal = log_prior + of_f[0], log_proposal + of_f[1]
-                log_emission = model.emission(z_t, before).log_prob(x[:, t])
-                terms = (log_prior, log_emission, log_proposal)
-                parents = select(t, *(torch.where(mask[:, t], term, 0.0) for term in terms))
-            if parents is not None:
-                state = _gather(state, parents)
-    stacked = type(state)(*map(torch.stack, zip(*states, strict=True)))
-    draws_all = torch.stack(draws) if z is None else z
-    x_all = x.transpose(0, 1).unsqueeze(1)
-    c_all = c.transpose(0, 1).unsqueeze(1)
-    observed = mask.t().unsqueeze(1)
-    prior = model.transition(stacked)
-    emission = model.emission(draws_all, stacked)
-    proposal = guide.proposal(stacked, c_all)
-    log_prior = prior.log_prob(draws_all)
-    log_proposal = torch.stack(cached) if cached else proposal.log_prob(draws_all)
-    if model.f_dim:
+    run = _Run(model, guide, learns, compile, _chooser(select, mask, of_f))
+    c = guide.encode(x, mask).transpose(0, 1)  # (T, B, C)
+    x_all, observed = x.transpose(0, 1), mask.t().unsqueeze(1)
+    piece = (
+        run.piece(state, c, x_all, z, range(length))
+        if segment is None
+        else run.in_segments(state, c, x_all, z, range(length), segment)
+    )
+    log_prior, log_proposal = piece.log_prior, piece.log_proposal
+    if prior_f is not None:
         log_prior, log_proposal = (
             torch.cat([(term[0] + extra).unsqueeze(0), term[1:]])
             for term, extra in zip((log_prior, log_proposal), of_f, strict=True)
         )
     return StepDensities(
-        z=draws_all,
-        h=model.hidden(stacked),
-        x=x_all,
+        z=piece.z,
+        h=model.hidden(piece.states),
+        x=x_all.unsqueeze(1),
         mask=observed,
         log_prior=torch.where(observed, log_prior, 0.0),
-        log_emission=torch.where(observed, emission.log_prob(x_all), 0.0),
+        log_emission=torch.where(observed, piece.log_emission, 0.0),
         log_proposal=torch.where(observed, log_proposal, 0.0),
-        prior=prior,
-        emission=emission,
-        proposal=proposal,
-        states=stacked,
-        c=c_all,
+        prior=piece.prior,
+        emission=piece.emission,
+        proposal=piece.proposal,
+        states=piece.states,
+        c=c.unsqueeze(1),
         f=f,
         prior_f=prior_f,
         proposal_f=proposal_f,
     )
 
 
-def _draw(proposal: dist.Distribution, learns: bool) -> Tensor:
-    if learns and not proposal.has_rsample:
-        raise NotImplementedError(
-            f"the guide's {type(proposal).__name__} is not reparameterised, so its parameters "
-            "would get no gradient; pyro.infer.Trace_ELBO takes such guides"
+class _Piece(NamedTuple):
+    """Some steps of a rollout; what is not said is as in :class:`StepDensities`."""
+
+    states: Any
+    after: Any  # the state after the last of them, if it was asked for
+    z: Tensor
+    log_prior: Tensor
+    log_emission: Tensor
+    log_proposal: Tensor
+    prior: Any
+    emission: Any
+    proposal: Any
+
+
+#: as :data:`Select`, but also asked after the last step, of terms without mask and f
+_Chooser = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
+
+
+class _Run(NamedTuple):
+    """What all pieces of one rollout have in common."""
+
+    model: "SequenceModel"
+    guide: "SequenceGuide"
+    learns: bool
+    compile: bool
+    choose: _Chooser | None
+
+    def piece(
+        self, state: Any, c: Tensor, x: Tensor, z: Tensor | None, steps: range, go_on: bool = False
+    ) -> _Piece:
+        """Draws and densities of some steps, from the state before them.
+
+        Args:
+            state: every tensor ``(K, B, ...)``.
+            c, x, z: of all steps, ``(T, ...)``.
+            steps: which of them.
+            go_on: whether the state after them is wanted.
+        """
+        model, guide = self.model, self.guide
+        c, x = c[steps.start : steps.stop], x[steps.start : steps.stop]
+        z = None if z is None else z[steps.start : steps.stop]
+        choose = self.choose
+        shifted: _Chooser | None = None
+        if choose is not None:
+
+            def shifted(t: int, *terms: Tensor) -> Tensor | None:
+                return choose(t + steps.start, *terms)
+
+        path = None
+        if z is None:
+            options: dict[str, Any] = {"select": shifted, "compile": self.compile}
+            path = engine.run(model, guide, state, c, x, self.learns, **options)
+        if path is None:
+            states, z, own = self._loop(state, c, x, z, shifted, go_on)
+        else:
+            states, (z, *own) = path.states, path.results
+        after = type(state)(*(tensor[-1] for tensor in states)) if go_on else None
+        stacked = type(state)(*(tensor[: len(x)] for tensor in states))
+        prior, emission = model.transition(stacked), model.emission(z, stacked)
+        # a normal proposal's mean and scale are known, and a flow's log q(z)
+        normal, told = len(own) == 2, len(own) == 1
+        proposal = diagonal_normal(*own) if normal else guide.proposal(stacked, c.unsqueeze(1))
+        return _Piece(
+            states=stacked,
+            after=after,
+            z=z,
+            log_prior=prior.log_prob(z),
+            log_emission=emission.log_prob(x.unsqueeze(1)),
+            log_proposal=own[0] if told else proposal.log_prob(z),
+            prior=prior,
+            emission=emission,
+            proposal=proposal,
         )
-    return proposal.rsample() if proposal.has_rsample else proposal.sample()
+
+    def in_segments(
+        self, state: Any, c: Tensor, x: Tensor, z: Tensor | None, steps: range, segment: int
+    ) -> _Piece:
+        """The same in pieces, of which nothing but their results is kept for the backward pass."""
+        chosen: dict[int, Tensor | None] = {}
+        choose = self.choose
+
+        def remembered(t: int, *terms: Tensor) -> Tensor | None:
+            if t not in chosen:  # the second time the same particles go on
+                chosen[t] = choose(t, *terms)  # type: ignore[misc]
+            return chosen[t]
+
+        run = self._replace(choose=None if choose is None else remembered)
+
+        def slim(state: Any, c: Tensor, x: Tensor, z: Tensor | None, part: range) -> _Piece:
+            piece = run.piece(state, c, x, z, part, go_on=part.stop < steps.stop)
+            return piece._replace(
+                prior=_parameters(piece.prior), emission=None, proposal=_parameters(piece.proposal)
+            )
+
+        pieces: list[_Piece] = []
+        for a in range(0, len(steps), segment):
+            part = steps[a : a + segment]
+            pieces.append(checkpoint(slim, state, c, x, z, part, use_reentrant=False))
+            state = pieces[-1].after
+
+        def joined(name: str) -> Any:
+            return torch.cat([getattr(piece, name) for piece in pieces])
+
+        def normal(name: str) -> Any:
+            told = [getattr(piece, name) for piece in pieces]
+            return diagonal_normal(*map(torch.cat, zip(*told, strict=True))) if told[0] else None
+
+        kind = type(pieces[0].states)
+        columns = zip(*(piece.states for piece in pieces), strict=True)
+        return _Piece(
+            states=kind(*map(torch.cat, columns)),
+            after=None,
+            z=joined("z"),
+            log_prior=joined("log_prior"),
+            log_emission=joined("log_emission"),
+            log_proposal=joined("log_proposal"),
+            prior=normal("prior"),
+            emission=None,
+            proposal=normal("proposal"),
+        )
+
+    def _loop(
+        self,
+        state: Any,
+        c: Tensor,
+        x: Tensor,
+        z: Tensor | None,
+        choose: _Chooser | None,
+        go_on: bool,
+    ) -> tuple[Any, Tensor, list[Tensor]]:
+        """States and latents step by step, and what is known of the proposals by then."""
+        model, length = self.model, len(x)
+        states, draws, known = [state], [], []
+        for t in range(length):
+            if z is None or choose is not None:
+                q_t = self.guide.proposal(state, c[t])
+            z_t = engine.draw(q_t, self.learns) if z is None else z[t]
+            if z is None:
+                known.append(engine.of_proposal(q_t, z_t))
+            draws.append(z_t)
+            if t + 1 == length and not go_on:
+                break
+            before, state = state, model.advance(state, z_t, x[t])
+            if choose is not None:  # the densities with gradients are computed once, for all steps
+                parents = choose(t, *engine.terms(model, before, q_t, z_t, x[t]))
+                if parents is not None:
+                    state = _gather(state, parents)
+            states.append(state)
+        stacked = type(state)(*map(torch.stack, zip(*states, strict=True)))
+        drawn = torch.stack(draws) if z is None else z
+        return stacked, drawn, [torch.stack(rows) for rows in zip(*known, strict=True)]
+
+
+def _chooser(
+    select: Select | None, mask: Tensor, of_f: tuple[Tensor | float, Tensor | float]
+) -> _Chooser | None:
+    if select is None:
+        return None
+
+    def choose(t: int, log_prior: Tensor, log_emission: Tensor, log_proposal: Tensor) -> Any:
+        if t + 1 == mask.shape[1]:
+            return None  # nobody goes on
+        with torch.no_grad():
+            if t == 0:
+                log_prior, log_proposal = log_prior + of_f[0], log_proposal + of_f[1]
+            terms = (log_prior, log_emission, log_proposal)
+            return select(t, *(torch.where(mask[:, t], term, 0.0) for term in terms))
+
+    return choose
+
+
+def _started(state: Any, start: Any) -> Any:
+    """The given state, if it has the shapes of the model's own."""
+    here, there = ([tuple(t.shape) for t in one] for one in (state, start))
+    if type(start) is not type(state) or here != there:
+        raise ValueError(
+            f"start must be a {type(state).__name__} of tensors (K, B, ...) of shapes {here}, got "
+            f"{type(start).__name__} {there}"
+        )
+    return start
+
+
+def _parameters(distribution: Any) -> tuple[Tensor, Tensor] | None:
+    """Mean and scale of a diagonal normal, None of others."""
+    own = getattr(distribution, "base_dist", None)
+    return (own.loc, own.scale) if type(own) is dist.Normal else None
 
 
 def _gather(state: Any, parents: Tensor) -> Any:

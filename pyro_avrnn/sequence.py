@@ -182,6 +182,9 @@ class SequenceModel(nn.Module, ABC):
         z: Tensor | None = None,
         f: Tensor | None = None,
         select: Select | None = None,
+        start: Any = None,
+        segment: int | None = None,
+        compile: bool = False,
     ) -> StepDensities:
         """The same joint density with time as a batch dimension; see :func:`~.rollout.rollout`.
 
@@ -193,6 +196,9 @@ class SequenceModel(nn.Module, ABC):
             z: latents ``(T, K, B, Z)`` to score instead of drawing them.
             f: with them, the latents ``(K, B, F)`` of a model that has such.
             select: says after each step which particles go on; see :data:`~.rollout.Select`.
+            start: the state before step 1, tensors ``(K, B, ...)``, of a series that goes on.
+            segment: steps between the states kept for the backward pass; None keeps all.
+            compile: run compiled chunks of the recurrence: worth it where steps are small.
 
         Returns:
             Densities, draws, states and distributions, shapes ``(T, K, B, ...)``.
@@ -201,7 +207,8 @@ class SequenceModel(nn.Module, ABC):
         x, mask = self.check(x, mask)
         _register("model", self)
         _register("guide", guide)
-        return rollout(self, guide, x, mask, num_particles, z, f, select)
+        given = (num_particles, z, f, select, start, segment, compile)
+        return rollout(self, guide, x, mask, *given)
 
     def check(self, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor]:
         """Data and mask in the shapes they must have, padding overwritten by ``padding``.

@@ -12,7 +12,6 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_avrnn.guides import FilteringGuide, ResidualGuide
 from pyro_avrnn.models import VRNN
 from pyro_avrnn.recipes import Recipe
 from pyro_avrnn.rollout import StepDensities
@@ -200,20 +199,20 @@ def test_a_bare_rollout_leaves_the_parameter_store_alone() -> None:
     assert not list(pyro.get_param_store().keys())
 
 
-class ScaledWhenStacked(FilteringGuide):
-    """Planted fault: the proposal's scale is off by 1e-6 where time is a batch dimension."""
+class ScaledWhenStacked(VRNN):
+    """Planted fault: the stacked emission is a millionth wider."""
 
-    def proposal(self, state: Any, c_t: Tensor) -> dist.Distribution:
-        loc, scale = self.network.parameters_of(c_t, self.hidden(state))
-        return dist.Normal(loc, scale * (1.0 + 1e-6 * (c_t.ndim == 4))).to_event(1)
+    def emission(self, z_t: Tensor, state: Any) -> dist.Distribution:
+        loc, scale = self.decoder.parameters_of(self.encode_z(z_t), self.hidden(state))
+        return dist.Normal(loc, scale * (1.0 + 1e-6 * (z_t.ndim == 4))).to_event(1)
 
 
-class StoppedWhenStacked(ResidualGuide):
-    """Planted fault: right values, but no gradient through the prior where time is stacked."""
+class StoppedWhenStacked(VRNN):
+    """Planted fault: right values, but no gradient from the prior where time is stacked."""
 
-    def proposal(self, state: Any, c_t: Tensor) -> dist.Distribution:
-        self.prior_gradient = c_t.ndim < 4
-        return super().proposal(state, c_t)
+    def transition(self, state: Any) -> dist.Distribution:
+        stop = state.memory.ndim == 4
+        return super().transition(state._replace(memory=state.memory.detach()) if stop else state)
 
 
 class LateWhenStacked(VRNN):
@@ -227,17 +226,15 @@ class LateWhenStacked(VRNN):
 
 def _faulty(fault: type) -> Recipe:
     recipe = CASES["vrnn-filtering-conditional-normal-gru"]()
-    if fault is LateWhenStacked:
-        recipe.model.__class__ = LateWhenStacked  # same parameters, another transition
-        return recipe
-    return Recipe(recipe.model, fault(recipe.model, (H,)))
+    recipe.model.__class__ = fault  # same parameters, other functions
+    return recipe
 
 
 @pytest.mark.parametrize(
     ("fault", "seen_in"),
     [
-        (ScaledWhenStacked, "log_proposal"),
-        (StoppedWhenStacked, "model.prior"),
+        (ScaledWhenStacked, "log_emission"),
+        (StoppedWhenStacked, "model.cell"),
         (LateWhenStacked, "log_prior"),
     ],
 )

@@ -1,0 +1,10 @@
+"""The fast path: one step of guide and model, captured as a graph and run for all steps.
+
+See :mod:`~pyro_avrnn.engine.capture` for how a step is taken apart,
+:mod:`~pyro_avrnn.engine.loops` for how its recurrence is run and differentiated, and
+:mod:`~pyro_avrnn.engine.recurrence` for when.
+"""
+
+from pyro_avrnn.engine.recurrence import draw, of_proposal, run, terms
+
+__all__ = ["draw", "of_proposal", "run", "terms"]

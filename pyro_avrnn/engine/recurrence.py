@@ -1,0 +1,453 @@
+"""``run``: the recurrence of a model and guide as one function of all steps."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+
+from pyro_avrnn.engine.capture import Part, Parts, Uncapturable, take_apart, traced, value
+from pyro_avrnn.engine.compiled import Chunks
+from pyro_avrnn.engine.loops import Loop
+
+
+_log = logging.getLogger(__name__)
+
+
+#: (t from 0 and log p(z_t), log p(x_t), log q(z_t) of a step) -> the particles that go on
+Select = Callable[..., Tensor | None]
+
+
+class Path(NamedTuple):
+    """What a recurrence gives: states ``(T + 1, ...)``, the last after all steps, and results."""
+
+    states: list[Tensor]
+    results: list[Tensor]
+
+
+class _Run(torch.autograd.Function):
+    """The loop as one node of autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, loop: Loop, driver: Any, select: Select | None, length: int, *inputs: Tensor
+    ) -> Any:
+        ordered, parents = loop.order(inputs), []
+        watch = [] if select is None else [select, parents]
+        states, wanted, saved = driver.forward(length, *watch, *ordered)
+        ctx.loop, ctx.driver, ctx.length, ctx.parents = loop, driver, length, watch[1:]
+        ctx.save_for_backward(*ordered[: len(ordered) - len(states)], *states, *saved)
+        return (*states, *wanted)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        loop, kept, count = ctx.loop, list(ctx.saved_tensors), len(ctx.loop.before)
+        start = len(loop.fixed) + len(loop.rows)
+        kept[start : start + count] = [s[:-1] for s in kept[start : start + count]]
+        late = [cotangents[i].contiguous() for i in loop.live if i >= count]
+        late += [g.contiguous() for g in cotangents[:count]]
+        found = ctx.driver.backward(ctx.length, *ctx.parents, *kept, *late)
+        return None, None, None, None, *loop.finish(kept, late, found)
+
+
+class Recurrence:
+    """A step of guide and model for given shapes, run for any number of steps.
+
+    Args:
+        step: a module whose forward is ``(state, c_t, x_t) -> [*next state, *results]``.
+        state: before step 1, tensors ``(K, B, ...)``.
+        c, x: what every step is given, ``(T, B, ...)``.
+        learns: whether gradients are wanted.
+        watched: whether the step's last three results are for a ``select``, and no others.
+
+    Raises:
+        Uncapturable: a step that is no fixed graph of tensor operations.
+    """
+
+    def __init__(
+        self,
+        step: nn.Module,
+        state: Sequence[Tensor],
+        c: Tensor,
+        x: Tensor,
+        learns: bool,
+        watched: bool = False,
+    ) -> None:
+        self.watched = watched
+        weights = tensors_of(step)
+        names = list(weights)
+        count = len(state)
+
+        def run(*flat: Tensor) -> Any:
+            own = dict(zip(names, flat[: len(names)], strict=True))
+            rest = flat[len(names) :]
+            return functional_call(step, own, (rest[:count], *rest[count:]))
+
+        examples = [*weights.values(), *state, c[0], x[0]]
+        with torch.random.fork_rng(_devices(x)):
+            graph = traced(run, [e.detach() for e in examples], marks=True)
+            self.parts: Parts = take_apart(graph, len(names), count, watched)
+            self.learns = learns
+            self.chunks: Chunks | None = None
+            self.loop: Any = self._loop(list(weights.values()), list(state), c[:1], x[:1])
+        own = [] if self.loop is None else self.loop.graph.graph.nodes
+        for node in [*graph.graph.nodes, *own]:
+            if isinstance(made := node.meta.get("value"), Tensor):
+                node.meta["value"] = made.to("meta")  # shape and dtype, no memory
+
+    def _compiled(self) -> Any:
+        if self.chunks is None:
+            self.chunks = Chunks(self.loop)
+        return self.chunks
+
+    def _loop(self, weights: list[Tensor], state: list[Tensor], c: Tensor, x: Tensor) -> Loop | None:
+        parts = self.parts
+        if not parts.loop.outputs:
+            return None
+        known = self._ahead(weights, state, c, x)
+        states = [parts.state[i] for i in parts.recurring]
+        fixed = {n for n in parts.loop.inputs if n in set(parts.static.outputs)}
+        want = None
+        if self.learns:
+            want = {n for n in parts.loop.inputs if n in known and known[n].requires_grad}
+            want |= set(states)
+        return Loop(parts.loop, states, fixed, want, self.watched)
+
+    def _ahead(
+        self, weights: list[Tensor], state: list[Tensor], c: Tensor, x: Tensor
+    ) -> dict[fx.Node, Tensor]:
+        """All that is known before the loop, under autograd."""
+        parts, length = self.parts, len(x)
+        known = dict(zip(parts.parameters, weights, strict=True))
+        known |= {parts.state[i]: state[i] for i in parts.constant}
+        known |= _results(parts.static, parts.static.module, known)
+        fixed = set(known)
+        known |= dict(zip(parts.given, (c, x), strict=True))
+        known |= self._drawn(length, x)
+        waiting = list(parts.shifted)
+        for part in parts.stages:
+            for i in [i for i in waiting if parts.state[i] in part.inputs]:
+                known[parts.state[i]] = self._shift(state[i], known, i, length)
+                waiting.remove(i)
+            if part.outputs:
+                known |= _mapped(part, known, fixed)
+        for i in waiting:
+            known[parts.state[i]] = self._shift(state[i], known, i, length)
+        return known
+
+    def _shift(
+        self, first: Tensor, known: dict[fx.Node, Tensor], i: int, length: int
+    ) -> Tensor:
+        after = known[self.parts.after_state[i]]
+        if self.parts.after_state[i] in self.parts.static.outputs:
+            after = after.expand(length, *after.shape)
+        return torch.cat([first.unsqueeze(0), after[: length - 1].expand(-1, *first.shape)])
+
+    def _drawn(self, length: int, x: Tensor) -> dict[fx.Node, Tensor]:
+        """Noise for all steps, drawn in the order of the loop."""
+        noise = self.parts.noise
+        rows: list[list[Tensor]] = [[] for _ in noise]
+        with torch.no_grad():
+            for _ in range(length):
+                for kept, (_, draw) in zip(rows, noise, strict=True):
+                    kept.append(draw.target(*draw.args, **draw.kwargs))
+        return {node: torch.stack(kept) for kept, (node, _) in zip(rows, noise, strict=True)}
+
+    def __call__(
+        self,
+        step: nn.Module,
+        state: Sequence[Tensor],
+        c: Tensor,
+        x: Tensor,
+        *,
+        select: Select | None = None,
+        compile: bool = False,
+    ) -> Path:
+        """All steps.
+
+        Args:
+            step, state, c, x: of the shapes this was made with, c and x ``(T, B, ...)``.
+            select: is shown the step's last three results, and says which particles go on.
+            compile: run compiled chunks of steps.
+        """
+        parts, length = self.parts, len(x)
+        known = self._ahead(list(tensors_of(step).values()), list(state), c, x)
+        for i in parts.recurring:
+            known[parts.state[i]] = state[i]
+        inputs = [known[n] for n in parts.loop.inputs]
+        fixed = set(parts.static.outputs)
+        inputs = [
+            t if n in fixed else t.contiguous()
+            for n, t in zip(parts.loop.inputs, inputs, strict=True)
+        ]
+        made: tuple[Tensor, ...] = ()
+        if self.loop is not None:
+            driver = self._compiled() if compile and select is None else self.loop
+            if self.learns:
+                made = _Run.apply(self.loop, driver, select, length, *inputs)
+            else:
+                watch = [] if select is None else [select, []]
+                states, wanted, _ = driver.forward(length, *watch, *self.loop.order(inputs))
+                made = (*states, *wanted)
+        wanted_nodes = parts.loop.outputs[len(parts.recurring) :]
+        known |= dict(zip(wanted_nodes, made[len(parts.recurring) :], strict=False))
+        paths: list[Tensor] = []
+        recurring = dict(zip(parts.recurring, made, strict=False))
+        for i, first in enumerate(state):
+            if i in recurring:
+                paths.append(recurring[i])
+            elif i in parts.constant:
+                paths.append(first.expand(length + 1, *first.shape))
+            else:
+                after = known[parts.after_state[i]]
+                if parts.after_state[i] in parts.static.outputs:
+                    after = after.expand(length, *after.shape)
+                paths.append(
+                    torch.cat([first.unsqueeze(0), after.expand(length, *first.shape)])
+                )
+        for i, path in zip(parts.recurring, made, strict=False):
+            known[parts.state[i]] = path[:-1]
+            known.setdefault(parts.after_state[i], path[1:])
+        known |= {parts.state[i]: paths[i][:-1] for i in parts.constant}
+        if parts.after.outputs:
+            known |= _mapped(parts.after, known, set(parts.static.outputs))
+        results = []
+        for node in parts.results:
+            found = known[node]
+            if node in parts.static.outputs or node in parts.parameters:
+                found = found.expand(length, *found.shape)
+            results.append(found)
+        return Path(paths, results)
+
+
+def _results(part: Part, run: Callable[..., Any], known: dict[fx.Node, Tensor]) -> dict[Any, Tensor]:
+    made = run(*(known[n] for n in part.inputs))
+    return dict(zip(part.outputs, made, strict=True))
+
+
+def _mapped(
+    part: Part, known: dict[fx.Node, Tensor], fixed: set[fx.Node]
+) -> dict[Any, Tensor]:
+    """A part for all steps together."""
+    dims = tuple(None if n in fixed else 0 for n in part.inputs)
+    return _results(part, torch.vmap(part.module, in_dims=dims), known)
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def _devices(x: Tensor) -> list[Any]:
+    return [x.device] if x.device.type == "cuda" else []
+
+
+class _Step(nn.Module):
+    """One step of a guide's recurrence: ``(state, c_t, x_t) -> [*next state, z_t, *of q]``."""
+
+    def __init__(
+        self, model: Any, guide: Any, kind: type, learns: bool, watched: bool
+    ) -> None:
+        super().__init__()
+        self.model, self.guide, self.kind = model, guide, kind
+        self.learns, self.watched = learns, watched
+
+    def forward(self, state: Sequence[Tensor], c_t: Tensor, x_t: Tensor) -> list[Tensor]:
+        before = self.kind(*state)
+        proposal = self.guide.proposal(before, c_t)
+        z_t = draw(proposal, self.learns)
+        after = self.model.advance(before, z_t, x_t)
+        made = [*after, z_t, *of_proposal(proposal, z_t)]
+        return made + terms(self.model, before, proposal, z_t, x_t) if self.watched else made
+
+
+@torch.no_grad()
+def terms(model: Any, state: Any, proposal: Any, z_t: Tensor, x_t: Tensor) -> list[Tensor]:
+    """log p(z_t), log p(x_t) and log q(z_t), constants ``(K, B)``."""
+    found = (
+        model.transition(state).log_prob(z_t),
+        model.emission(z_t, state).log_prob(x_t),
+        proposal.log_prob(z_t),
+    )
+    return list(torch.broadcast_tensors(*found))
+
+
+def of_proposal(proposal: Any, z_t: Tensor) -> list[Tensor]:
+    """What spares computing a proposal again: its mean and scale if it is a diagonal normal.
+
+    Of a flow log q(z_t), as it remembers how it came to its own draw; nothing of others.
+    """
+    if isinstance(proposal, dist.TransformedDistribution):
+        return [proposal.log_prob(z_t)]
+    if isinstance(proposal, dist.Independent) and type(proposal.base_dist) is dist.Normal:
+        if proposal.reinterpreted_batch_ndims == 1:
+            return [proposal.base_dist.loc, proposal.base_dist.scale]
+    return []
+
+
+def draw(proposal: Any, learns: bool) -> Tensor:
+    """A draw of the proposal, reparameterised if it can be.
+
+    Raises:
+        NotImplementedError: one that cannot be, though it is to learn.
+    """
+    if learns and not proposal.has_rsample:
+        raise NotImplementedError(
+            f"the guide's {type(proposal).__name__} is not reparameterised, so its parameters "
+            "would get no gradient; pyro.infer.Trace_ELBO takes such guides"
+        )
+    return proposal.rsample() if proposal.has_rsample else proposal.sample()
+
+
+#: a capture costs as much as a hundred steps or so; shorter sequences are not worth one
+LEAST_STEPS = 16
+_CACHE: WeakKeyDictionary[nn.Module, dict[Any, Recurrence | None]] = WeakKeyDictionary()
+_KEPT = 16  # captures of a guide, by shapes and modes
+
+
+def run(
+    model: Any,
+    guide: Any,
+    state: Any,
+    c: Tensor,
+    x: Tensor,
+    learns: bool,
+    *,
+    select: Select | None = None,
+    compile: bool = False,
+) -> Path | None:
+    """States and draws along the guide, or None where the plain loop must do it.
+
+    Args:
+        model, guide: whose step it is.
+        state: before step 1, every tensor ``(K, B, ...)``.
+        c, x: ``(T, B, ...)``.
+        learns: whether the guide is to learn.
+        select: says after each step which particles go on, as for a rollout.
+        compile: run compiled chunks of steps.
+    """
+    if len(x) < LEAST_STEPS or not isinstance(guide, nn.Module) or _autocast():
+        return None
+    step = _Step(model, guide, type(state), learns, select is not None)
+    key = _key(step, state, c, x)
+    if key is None:
+        return None
+    kept = _CACHE.setdefault(guide, {})
+    if key in kept:
+        kept[key] = found = kept.pop(key)  # the latest used is the last
+    else:
+        try:
+            start = [_leaf(tensor) for tensor in state]
+            c_few, x_few = _leaf(c[:2]), _leaf(x[:2])
+            with pyro.validation_enabled(False):  # looking at numbers is no operation of a graph
+                found = Recurrence(
+                    step, start, c_few, x_few, torch.is_grad_enabled(), select is not None
+                )
+            check(found, step, start, c_few, x_few)
+        except Exception as reason:  # noqa: BLE001 - whatever tracing cannot do, the loop can
+            names = type(model).__name__, type(guide).__name__
+            _log.info("%s with %s runs step by step: %s", *names, reason)
+            found = None
+        kept[key] = found
+        while len(kept) > _KEPT:
+            del kept[next(iter(kept))]
+    return None if found is None else found(
+        step, [*state], c, x, select=select, compile=compile
+    )
+
+
+def check(
+    recurrence: Recurrence, step: nn.Module, state: list[Tensor], c: Tensor, x: Tensor
+) -> None:
+    """That a captured recurrence is what it was made from, values and gradients, on examples.
+
+    Raises:
+        Uncapturable: it is not; such as a step that computes something else every time.
+    """
+    wanted = [t for t in tensors_of(step).values() if t.requires_grad]
+    wanted += [t for t in (*state, c, x) if t.requires_grad]
+
+    shown: list[list[Tensor]] = []
+
+    def looped() -> list[Tensor]:
+        now, rows = state, []
+        for c_t, x_t in zip(c, x, strict=True):
+            made = step(now, c_t, x_t)
+            now = made[: len(state)]
+            rows.append(made[: len(made) - 3] if recurrence.watched else made)
+            shown.append(made[-3:])
+        return [torch.stack(row) for row in zip(*rows, strict=True)]
+
+    def rolled() -> list[Tensor]:
+        def select(t: int, *terms: Tensor) -> None:
+            for mine, theirs in zip(terms, shown[t], strict=True):
+                _require_close(theirs, mine)
+
+        watch = {"select": select} if recurrence.watched else {}
+        path = recurrence(step, state, c, x, **watch)
+        return [*(s[1:] for s in path.states), *path.results]
+
+    found: list[list[Tensor]] = []
+    for way in (looped, rolled):
+        with torch.random.fork_rng(_devices(x)):
+            torch.manual_seed(0)
+            made = way()
+            weights = [torch.randn_like(m) for m in made]
+        total = sum((m * w).sum() for m, w in zip(made, weights, strict=True))
+        if isinstance(total, Tensor) and total.requires_grad:
+            gradients = torch.autograd.grad(total, wanted, allow_unused=True)
+            made += [
+                torch.zeros_like(t) if g is None else g
+                for t, g in zip(wanted, gradients, strict=True)
+            ]
+        found.append([m.detach() for m in made])
+    if len(found[0]) != len(found[1]):
+        raise Uncapturable("its results differ in number")
+    for one, other in zip(*found, strict=True):
+        _require_close(one, other)
+
+
+def _require_close(one: Tensor, other: Tensor) -> None:
+    scale = one.abs().max() if one.numel() else one.new_zeros(())
+    close = torch.finfo(one.dtype).eps ** 0.5 * scale
+    if one.shape != other.shape or bool((one - other).abs().gt(close).any()):
+        raise Uncapturable("as a graph it gives other values or gradients")
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().requires_grad_(tensor.requires_grad)
+
+
+def _autocast() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+def _key(step: nn.Module, state: Sequence[Tensor], c: Tensor, x: Tensor) -> Any:
+    """What a capture depends on, beyond the values of tensors; None if hooks look on."""
+    parts: list[Any] = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
+    for tensor in (*state, c[0], x[0]):
+        parts.append((tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad))
+    for module in step.modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            return None
+        for name, thing in vars(module).items():
+            if name in ("_parameters", "_buffers"):
+                parts += [
+                    None
+                    if tensor is None
+                    else (id(tensor), tensor.shape, tensor.dtype, tensor.requires_grad)
+                    for tensor in thing.values()
+                ]
+            elif name == "training" or not name.startswith("_"):
+                parts.append(thing if isinstance(thing, _PLAIN) else id(thing))
+    return tuple(parts)
+
+
+_PLAIN = (bool, int, float, str, type(None))
