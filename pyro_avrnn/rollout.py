@@ -238,15 +238,7 @@ class _Run(NamedTuple):
         self, state: Any, c: Tensor, x: Tensor, z: Tensor | None, steps: range, segment: int
     ) -> _Piece:
         """The same in pieces, of which nothing but their results is kept for the backward pass."""
-        chosen: dict[int, Tensor | None] = {}
-        choose = self.choose
-
-        def remembered(t: int, *terms: Tensor) -> Tensor | None:
-            if t not in chosen:  # the second time the same particles go on
-                chosen[t] = choose(t, *terms)  # type: ignore[misc]
-            return chosen[t]
-
-        run = self._replace(choose=None if choose is None else remembered)
+        run = self._replace(choose=None if self.choose is None else _Remembered(self.choose))
 
         def slim(state: Any, c: Tensor, x: Tensor, z: Tensor | None, part: range) -> _Piece:
             piece = run.piece(state, c, x, z, part, go_on=part.stop < steps.stop)
@@ -313,6 +305,28 @@ class _Run(NamedTuple):
         return stacked, drawn, [torch.stack(rows) for rows in zip(*known, strict=True)]
 
 
+class _Remembered:
+    """The second time the same particles go on, and the same random numbers follow."""
+
+    def __init__(self, choose: _Chooser) -> None:
+        self.choose = choose
+        self.chosen: dict[int, tuple[Tensor | None, Tensor]] = {}
+
+    def __call__(self, t: int, *terms: Tensor) -> Tensor | None:
+        cuda = terms[0].is_cuda
+        if t not in self.chosen:
+            parents = self.choose(t, *terms)
+            state = torch.cuda.get_rng_state(terms[0].device) if cuda else torch.get_rng_state()
+            self.chosen[t] = parents, state
+        else:
+            parents, state = self.chosen[t]
+            if cuda:
+                torch.cuda.set_rng_state(state, terms[0].device)
+            else:
+                torch.set_rng_state(state)
+        return parents
+
+
 def _chooser(
     select: Select | None, mask: Tensor, of_f: tuple[Tensor | float, Tensor | float]
 ) -> _Chooser | None:
@@ -344,7 +358,7 @@ def _started(state: Any, start: Any) -> Any:
 
 def _parameters(distribution: Any) -> tuple[Tensor, Tensor] | None:
     """Mean and scale of a diagonal normal, None of others."""
-    own = getattr(distribution, "base_dist", None)
+    own: Any = getattr(distribution, "base_dist", None)
     return (own.loc, own.scale) if type(own) is dist.Normal else None
 
 

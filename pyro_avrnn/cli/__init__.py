@@ -18,6 +18,7 @@ examples:
   avrnn compare                                   vowels, 1 seed, 1,500 steps a row
   avrnn compare --steps 300 --out runs/short      a quick look
   avrnn compare --data timit.zip --segment 100 --seeds 3
+  avrnn compare --data timit.zip --segment 1000 --truncate 100 --schedules elbo joint
   avrnn compare --rows rnn elbo-annealed 'conditional:weight=0>30@0.5' joint+kl
   avrnn compare --data JSB_Chorales.mat --rows elbo-annealed 'fivo:kl=0>1@0.5,dropout=0.1'
   avrnn compare --rows elbo-annealed:model=srnn elbo-annealed:model=dmm,prior=flow
@@ -172,6 +173,28 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "pieces, the others stay whole (default: none is cut)",
     )
     sizes.add_argument(
+        "--truncate",
+        type=int,
+        metavar="STEPS",
+        help="for long sequences: an SVI step for each window of so many time steps instead of "
+        "one for whole sequences; the state goes on from window to window, the gradient does not "
+        "(default: whole sequences)",
+    )
+    sizes.add_argument(
+        "--recompute",
+        type=int,
+        metavar="STEPS",
+        help="for long sequences, to save memory: keep for the backward pass the state of every "
+        "so many time steps alone and compute what lies between a second time; the numbers stay "
+        "the same (default: keep all)",
+    )
+    sizes.add_argument(
+        "--compile",
+        action="store_true",
+        help="run the recurrence in compiled chunks, faster where single steps are small; needs "
+        "a C++ compiler, and half a minute once",
+    )
+    sizes.add_argument(
         "--mu-law",
         type=int,
         metavar="BITS",
@@ -204,10 +227,11 @@ def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _compare(args: argparse.Namespace, command: str) -> int:
-    for flag in ("seeds", "steps", "h_dim", "z_dim", "batch_size", "jobs", "particles"):
-        if getattr(args, flag) < 1:
-            name = "--" + flag.replace("_", "-")
-            raise ValueError(f"{name} must be at least 1, got {getattr(args, flag)}")
+    counts = ("seeds", "steps", "h_dim", "z_dim", "batch_size", "jobs", "particles")
+    for flag in (*counts, "truncate", "recompute"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
     for flag, least in (
         ("lr", "more than 0"),
         ("clip_norm", "more than 0"),
@@ -237,6 +261,9 @@ def _compare(args: argparse.Namespace, command: str) -> int:
         num_particles=args.particles,
         validate_by=args.validate_by,
         split=args.split,
+        truncate=args.truncate,
+        recompute=args.recompute,
+        compile=args.compile,
     )
     return compare(
         args.data,

@@ -53,6 +53,9 @@ class Settings:
     num_particles: int = 64
     validate_by: str = "iwae"  # or fivo, with 16 particles
     split: str = "test"
+    truncate: int | None = None  # steps of a window of truncated back-propagation
+    recompute: int | None = None  # the objective's segment
+    compile: bool = False
 
 
 BOUNDS: dict[str, type[Objective]] = {"elbo": ELBO, "iwae": IWAE, "fivo": FIVO}
@@ -98,7 +101,18 @@ def build(row: Row, data: Dataset, settings: Settings) -> Trained:
             given[part] = chosen or own[part]
         elif chosen is not None:
             raise ValueError(f"{part} is no part of the model {row.model!r}, got {chosen!r}")
-    terms: dict[str, Any] = {"kl_weight": schedule(row.kl), "num_particles": row.particles}
+    if settings.truncate is not None and row.schedule == "alternating":
+        raise NotImplementedError(
+            f"row {row.label!r} cannot be truncated, as its adversarial step starts from the "
+            "model's own initial state; leave it out, as --schedules elbo joint does, or use a "
+            "joint row"
+        )
+    terms: dict[str, Any] = {
+        "kl_weight": schedule(row.kl),
+        "num_particles": row.particles,
+        "segment": settings.recompute,
+        "compile": settings.compile,
+    }
     if row.view is None:
         return Trained(make(**given, activation=row.activation), BOUNDS[row.bound](**terms), [])
     normalised = row.constraint == "spectral"
@@ -189,6 +203,7 @@ def run(
                 SVI(model, guide, optim, parts.objective),
                 Batches(data.train, settings.batch_size, seed=seed),
                 steps=settings.steps,
+                truncate=settings.truncate,
                 hooks=parts.hooks,
                 validation=_validation(model, guide, data.valid, settings, seed),
                 validate_every=settings.validate_every,

@@ -53,6 +53,7 @@ class Noise:
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    device: torch.device
 
 
 @dataclass
@@ -87,9 +88,7 @@ class Parts:
 class _NoGradientMarks(TorchDispatchMode):
     """Puts a ``detach`` behind what is computed where gradients are switched off."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if torch.is_grad_enabled() or func in _SAME or torch.Tag.inplace_view in func.tags:
             return out
@@ -162,9 +161,7 @@ def _tidy(graph: fx.GraphModule, *, keep_detach: bool) -> None:
             node.replace_all_uses_with(piece)
             graph.graph.erase_node(node)
             node = piece
-        alias = node.target in _SAME and not (
-            keep_detach and node.target is aten.detach.default
-        )
+        alias = node.target in _SAME and not (keep_detach and node.target is aten.detach.default)
         if alias or _is_whole(node):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
@@ -229,7 +226,9 @@ def _padded(node: fx.Node) -> tuple[list[fx.Node], int] | None:
             leaves.append(part)
         else:
             return None
-    kinds = {(tuple(leaf.args[1]), leaf.args[2] % len(leaf.args[1]), leaf.args[5]) for leaf in leaves}
+    kinds = {
+        (tuple(leaf.args[1]), leaf.args[2] % len(leaf.args[1]), leaf.args[5]) for leaf in leaves
+    }
     if len(leaves) < 2 or len(kinds) > 1:
         return None
     shape, dim, step = kinds.pop()
@@ -243,6 +242,10 @@ def _padded(node: fx.Node) -> tuple[list[fx.Node], int] | None:
 def _piece(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """The slice that an item of a split is."""
     source, index = node.args
+    if isinstance(source, fx.Node) and source.target is aten.unbind.int:
+        dim = source.args[1] if len(source.args) > 1 else 0
+        with graph.inserting_before(node):
+            return graph.call_function(aten.select.int, (source.args[0], dim, index))
     kinds = (aten.split.Tensor, aten.unsafe_split.Tensor, aten.split_with_sizes.default)
     if not isinstance(source, fx.Node) or source.target not in kinds:
         return None
@@ -340,36 +343,47 @@ def take_apart(
     _drop_empty(graph, [*weights, *state, *inputs])
     ends = list(graph.graph.output_node().args[0])
     after_state, results = ends[:states], ends[states:]
-    constant = [i for i in range(states) if after_state[i] is state[i]]
+    # of particles that may change places all states recur
+    constant = [i for i in range(states) if after_state[i] is state[i] and not watched]
     shifted: list[int] = []
-    split_products(graph, weights, state, [*inputs, *(n for n, _ in noise)], constant, shifted)
+    # nor is anything drawn before it is known which particles go on
+    drawn = [n for n, _ in noise] if watched else []
+    split_products(graph, weights, state, constant, shifted, drawn)
     ends = list(graph.graph.output_node().args[0])
     after_state, results = ends[:states], ends[states:]
     while True:
-        stage = _stages(graph, weights, state, constant, shifted, after_state)
+        stage = _stages(graph, weights, state, constant, shifted, after_state, drawn)
         late = [
             i
             for i in range(states)
             if i not in constant and i not in shifted and stage[after_state[i]] < _LOOP
         ]
-        if not late:
+        if not late or watched:
             break
         shifted += late
-        split_products(
-            graph, weights, state, [*inputs, *(n for n, _ in noise)], constant, shifted
-        )
+        split_products(graph, weights, state, constant, shifted, drawn)
         ends = list(graph.graph.output_node().args[0])
         after_state, results = ends[:states], ends[states:]
     recurring = [i for i in range(states) if i not in constant and i not in shifted]
     return _cut(
-        graph, stage, weights, state, inputs, noise, after_state, results, constant, shifted,
-        recurring, watched,
+        graph,
+        stage,
+        weights,
+        state,
+        inputs,
+        noise,
+        after_state,
+        results,
+        constant,
+        shifted,
+        recurring,
+        watched,
     )
 
 
 def _noise(graph: fx.GraphModule) -> list[tuple[fx.Node, Noise]]:
     """Random operations, each replaced by an input."""
-    found = []
+    found: list[tuple[fx.Node, Noise]] = []
     last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.graph.nodes):
         if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
@@ -391,7 +405,9 @@ def _noise(graph: fx.GraphModule) -> list[tuple[fx.Node, Noise]]:
         last = holder
         holder.meta["value"] = value(node)
         node.replace_all_uses_with(holder)
-        found.append((holder, Noise(node.target, tuple(args), dict(node.kwargs))))
+        found.append(
+            (holder, Noise(node.target, tuple(args), dict(node.kwargs), value(node).device))
+        )
         graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     return found
@@ -430,6 +446,7 @@ def _stages(
     constant: list[int],
     shifted: list[int],
     after_state: Sequence[fx.Node],
+    within: Sequence[fx.Node] = (),
 ) -> dict[fx.Node, int]:
     """When each node can be computed: static, a stage before the loop, or in it."""
     kind: dict[fx.Node, int] = {}
@@ -444,7 +461,7 @@ def _stages(
             elif node in late:
                 source = kind.get(late[node], 0)
                 found[node] = min(source + 1, _LOOP) if source >= 0 else 0
-            elif node in state:
+            elif node in state or node in within:
                 found[node] = _LOOP
             elif node.op == "placeholder":
                 found[node] = 0
@@ -461,13 +478,13 @@ def split_products(
     graph: fx.GraphModule,
     weights: list[fx.Node],
     state: list[fx.Node],
-    inputs: list[fx.Node],
     constant: list[int],
     shifted: list[int],
+    within: Sequence[fx.Node] = (),
 ) -> None:
     """``[a, h] W`` becomes ``a W_a + h W_h`` where a is known before the loop and h is not."""
     ends = list(graph.graph.output_node().args[0])
-    kind = _stages(graph, weights, state, constant, shifted, ends[: len(state)])
+    kind = _stages(graph, weights, state, constant, shifted, ends[: len(state)], within)
     for node in list(graph.graph.nodes):
         if node.target not in (aten.addmm.default, aten.mm.default) or kind[node] != _LOOP:
             continue
@@ -593,10 +610,7 @@ def _cut(
     results = results[: len(results) - len(shown)]
     later = {n for n in nodes_for(results[1:], ()) if stage[n] == _LOOP} - within
     frontier = {
-        n
-        for node in later
-        for n in node.all_input_nodes
-        if n in within and n not in ahead
+        n for node in later for n in node.all_input_nodes if n in within and n not in ahead
     }
     wanted = list(dict.fromkeys([r for r in results if r in within]))
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
@@ -612,8 +626,13 @@ def _cut(
     loop = Part(extract(graph, loop_inputs, loop_outputs), loop_inputs, loop_outputs)
     last = [r for r in results if r in later]
     after_inputs = sorted(
-        {n for node in later if node.op == "call_function" for n in node.all_input_nodes
-         if n not in later},
+        {
+            n
+            for node in later
+            if node.op == "call_function"
+            for n in node.all_input_nodes
+            if n not in later
+        },
         key=order.__getitem__,
     )
     after = Part(extract(graph, after_inputs, last), after_inputs, last)
@@ -623,8 +642,7 @@ def _cut(
             n
             for node in graph.graph.nodes
             for n in (node, *node.all_input_nodes)
-            if stage[n] == _STATIC
-            and (n in used or (n is not node and stage[node] > _STATIC))
+            if stage[n] == _STATIC and (n in used or (n is not node and stage[node] > _STATIC))
         },
         key=order.__getitem__,
     )
@@ -653,6 +671,18 @@ def _cut(
         stages.append(Part(extract(graph, inputs, wanted_here), inputs, wanted_here))
         known += wanted_here
     return Parts(
-        graph, weights, state, given, noise, after_state, results, constant, shifted,
-        static, stages, loop, after, recurring,
+        graph,
+        weights,
+        state,
+        given,
+        noise,
+        after_state,
+        results,
+        constant,
+        shifted,
+        static,
+        stages,
+        loop,
+        after,
+        recurring,
     )

@@ -7,10 +7,11 @@ chunk are run without compiling. What TorchInductor has compiled it keeps on dis
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_avrnn.engine.capture import extract
@@ -86,9 +87,9 @@ class Chunks:
     def _backward(self, size: int, *inputs: Tensor) -> list[Tensor]:
         loop, count = self.loop, len(self.loop.before)
         fixed, rest = inputs[: len(loop.fixed)], inputs[len(loop.fixed) :]
-        rows, after, carry = rest[: -2 * count], rest[-2 * count : -count], rest[-count:]
-        if not count:
-            rows, after, carry = rest, (), ()
+        ends = len(rest) - 2 * count, len(rest) - count
+        rows, after = rest[: ends[0]], rest[ends[0] : ends[1]]
+        carry: Sequence[Tensor] = rest[ends[1] :]
         kept = len(self.kept) - len(fixed)
         sums: list[Tensor] = []
         stacked: list[Sequence[Tensor]] = []
@@ -108,30 +109,54 @@ class Chunks:
         return [*carry, *sums, *map(torch.stack, columns)]
 
     def _call(self, name: str, chunk: Callable[..., Any], size: int, given: list[Tensor]) -> Any:
-        if size < STEPS:
-            return chunk(size, *given)
-        if name not in self.compiled:
-            self.compiled[name] = compiled(lambda *inputs: chunk(STEPS, *inputs), given)
-        return list(self.compiled[name](*given))
+        return chunk(size, *given) if size < STEPS else list(self.compiled[name](*given))
+
+    def compile(self) -> None:
+        """Compile both directions, which takes half a minute if TorchInductor never has before."""
+        loop = self.loop
+        fixed = [_blank(n) for n in loop.fixed]
+        rows = [_blank(n, STEPS) for n in loop.rows]
+        states = [_blank(n) for n in loop.before]
+        given = {"forward": [*fixed, *rows, *states]}
+        if loop.learns:
+            count = len(states)
+            late = [n for n, i in zip(loop.cotangents, loop.live, strict=True) if i >= count]
+            kept = [_blank(n, STEPS) for n in [*loop.before, *loop.saved, *late]]
+            after = [_blank(n, STEPS) for n in loop.before]
+            given["backward"] = [*fixed, *rows, *kept, *after, *states]
+        for name, examples in given.items():
+            chunk = partial(self._forward if name == "forward" else self._backward, STEPS)
+            self.compiled[name] = compiled(chunk, examples)
+
+
+def _blank(node: fx.Node, *lead: int) -> Tensor:
+    """Zeros as a node's value is, or as those of some steps are."""
+    made = node.meta["value"]
+    device = node.meta["device"]
+    if lead:
+        return torch.zeros((*lead, *made.shape), dtype=made.dtype, device=device)
+    stride = node.meta["stride"]
+    return torch.empty_strided(made.shape, stride, dtype=made.dtype, device=device).zero_()
 
 
 def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
-    """A function of tensors of these shapes, compiled; as it is, with a warning, if that fails."""
+    """A function of tensors of these shapes, compiled and tried."""
+    from torch import _inductor
+
     with torch.no_grad():
         graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
         cuda = any(e.is_cuda for e in examples)
         options = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}
-        try:
-            from torch import _inductor
-
-            made = _inductor.compile(graph, list(examples), options=options)
-            made(*examples)
-        except Exception as error:  # noqa: BLE001 - of whatever kind, the graph itself will do
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            warnings.warn(
-                f"compile=True has no effect here, TorchInductor failed ({reason[0][:200]}); it "
-                "needs a C++ compiler. The recurrence runs uncompiled",
-                stacklevel=2,
-            )
-            return graph
+        made = _inductor.compile(graph, list(examples), options=options)
+        made(*examples)
     return made
+
+
+@cache
+def warn(reason: str) -> None:
+    """Say why nothing is compiled, once for each reason."""
+    warnings.warn(
+        f"compile=True has no effect here: TorchInductor failed ({reason[:200]}); install a C++ "
+        "compiler. The recurrence runs uncompiled, with the same results",
+        stacklevel=2,
+    )

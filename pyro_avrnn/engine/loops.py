@@ -22,6 +22,7 @@ from pyro_avrnn.engine.capture import (
     traced,
     value,
 )
+from pyro_avrnn.engine.views import over_time
 
 #: operations that write into a tensor given to them: how they are called
 _INTO: dict[Any, tuple[Any, str]] = {
@@ -63,48 +64,6 @@ def _relu(x: Tensor, *, out: Tensor) -> Tensor:
 _INTO[aten.relu.default] = (_relu, "out")
 
 
-def over_time(node: fx.Node, source: Tensor, *, copies: bool = False) -> Tensor:
-    """A view of one step, taken of all: ``source`` is ``(T, *shape)``.
-
-    Args:
-        node: the operation.
-        source: what it is applied to.
-        copies: whether a copy will do where memory cannot be viewed so.
-
-    Raises:
-        RuntimeError: memory that cannot be viewed so.
-    """
-    args, kind = node.args[1:], node.target
-    length, shape = source.shape[0], value(node).shape
-    rank = source.ndim - 1
-
-    def dim(i: int) -> int:
-        return (args[i] if len(args) > i else 0) % max(rank, 1) + 1
-
-    if kind in (aten.view.default, aten._unsafe_view.default):
-        return (source.reshape if copies else source.view)(length, *shape)
-    if kind is aten.expand.default:
-        ones = [1] * (len(shape) - rank)
-        return source.reshape(length, *ones, *source.shape[1:]).expand(length, *shape)
-    if kind is aten.t.default:
-        return source.transpose(1, 2) if rank == 2 else source
-    if kind is aten.permute.default:
-        return source.permute(0, *(d % rank + 1 for d in args[0]))
-    if kind is aten.transpose.int:
-        return source.transpose(dim(0), dim(1))
-    if kind is aten.unsqueeze.default:
-        return source.unsqueeze(args[0] % (rank + 1) + 1)
-    if kind is aten.squeeze.dim:
-        return source.squeeze(dim(0))
-    if kind is aten.select.int:
-        return source.select(dim(0), args[1])
-    if kind is aten.slice.Tensor:
-        start, stop, step = (*args[1:], *(None,) * 3)[:3]
-        index = [slice(None)] * dim(0) + [slice(start, stop, step)]
-        return source[tuple(index)]
-    return source
-
-
 class _Place(NamedTuple):
     """Where the value of a node is while a loop runs.
 
@@ -130,7 +89,9 @@ class _Writer:
         self.before: list[str] = []
         self.body: list[str] = []
         self.places: dict[fx.Node, _Place] = {}
-        self.rows: dict[str, str] = {}  # name of stacked memory -> of its row, if the loop reads it
+        self.rows: dict[
+            str, str
+        ] = {}  # name of stacked memory -> of its row, if the loop reads it
         self.nodes, self.stacked = nodes, set(stacked)
         self.bases = {base(node) for node in self.stacked}
         self.memory: dict[fx.Node, _Place] = {}  # of nodes whose memory is a part of another's
@@ -296,8 +257,8 @@ class _Writer:
         lists = [f"{name}.unbind(0){step}" for name in self.rows]
         body = [*self.body, *end] or ["pass"]
         lines = [f"def {name}(T, {', '.join(arguments)}):", *_indent(self.before, 4)]
-        steps = f"range(T){step}"
-        lines += [f"    for {', '.join(['step', *self.rows.values()])}, in zip({', '.join([steps, *lists])}):"]
+        targets = ", ".join(["step", *self.rows.values()])
+        lines += [f"    for {targets}, in zip({', '.join([f'range(T){step}', *lists])}):"]
         lines += _indent(body, 8) + [f"    return {result}"]
         source = "\n".join(lines)
         space = dict(self.names)
@@ -438,12 +399,11 @@ class Loop:
 
         def joint(*flat: Tensor) -> list[Tensor]:
             own, made = outputs(flat[: len(flags)])
-            found = torch.autograd.grad(
-                [made[i] for i in self.live],
-                [x for x, flag in zip(own, flags, strict=True) if flag],
-                flat[len(flags) :],
-                allow_unused=True,
-            )
+            wanted = [x for x, flag in zip(own, flags, strict=True) if flag]
+            found: Sequence[Tensor | None] = [None] * len(wanted)
+            if self.live:
+                live = [made[i] for i in self.live]
+                found = torch.autograd.grad(live, wanted, flat[len(flags) :], allow_unused=True)
             present[:] = [g is not None for g in found]
             return [*made, *(g for g in found if g is not None)]
 
@@ -500,6 +460,9 @@ class Loop:
                 saved[node] = None
         self.saved = list(saved)
         self.late = [n for n in nodes if n in needed]
+        #: inputs that the backward pass looks at; of others it needs no more than the shape
+        self.looked_at = {n for node in self.late for n in node.all_input_nodes}
+        self.looked_at |= set(map(base, wanted))
         # views of them are taken of all steps, afterwards
         given = {*self.fixed, *self.rows, *self.before, *self.saved, *self.cotangents}
         given -= {self.cotangents[j] for j, i in enumerate(self.live) if i < len(self.before)}
@@ -519,7 +482,7 @@ class Loop:
                 sample = _two(value(node)) if kind == "row" else None
                 writer.places[node] = _Place(kind, node.name, sample)
         end = []
-        for i, node in enumerate(self.before):
+        for i in range(len(self.before)):
             names.append(f"G_{i}")
             writer.before.append(f"after_{i} = G_{i}[1:]")
             writer.before.append(f"c_{i} = torch.zeros_like(G_{i}[0])")
@@ -549,8 +512,19 @@ class Loop:
         result = f"[{carry}], [{sums}], [{stacked}]"
         return writer.function("backward", names, end, result, "[::-1]")
 
+    def slim(self, ordered: Sequence[Tensor]) -> list[Tensor]:
+        """Constants and rows as they are, or of their shapes alone where that is enough."""
+        nodes = [*self.fixed, *self.rows]
+        return [
+            t if n in self.looked_at else t.new_empty(()).expand(t.shape)
+            for n, t in zip(nodes, ordered, strict=False)
+        ]
+
     def finish(
-        self, kept: Sequence[Tensor], cotangents: Sequence[Tensor], found: Sequence[Sequence[Tensor]]
+        self,
+        kept: Sequence[Tensor],
+        cotangents: Sequence[Tensor],
+        found: Sequence[Sequence[Tensor]],
     ) -> list[Tensor | None]:
         """Gradients of all inputs, from what a backward loop gave.
 
@@ -561,7 +535,9 @@ class Loop:
         """
         carry, sums, stacked = found
         known = dict(zip([*self.fixed, *self.rows, *self.before, *self.saved], kept, strict=True))
-        late = [c for c, i in zip(self.cotangents, self.live, strict=True) if i >= len(self.before)]
+        late = [
+            c for c, i in zip(self.cotangents, self.live, strict=True) if i >= len(self.before)
+        ]
         known |= dict(zip(late, cotangents, strict=False))
         known |= dict(zip(self.stacked, stacked, strict=True))
         made: dict[fx.Node, Tensor] = dict(zip(self.sums, sums, strict=True))

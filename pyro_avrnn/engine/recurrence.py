@@ -10,12 +10,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
+from pyro_avrnn.engine.batched import all_steps
 from pyro_avrnn.engine.capture import Part, Parts, Uncapturable, take_apart, traced, value
-from pyro_avrnn.engine.compiled import Chunks
+from pyro_avrnn.engine.compiled import Chunks, warn
 from pyro_avrnn.engine.loops import Loop
-
 
 _log = logging.getLogger(__name__)
 
@@ -38,11 +39,11 @@ class _Run(torch.autograd.Function):
     def forward(
         ctx: Any, loop: Loop, driver: Any, select: Select | None, length: int, *inputs: Tensor
     ) -> Any:
-        ordered, parents = loop.order(inputs), []
-        watch = [] if select is None else [select, parents]
+        ordered = loop.order(inputs)
+        watch: list[Any] = [] if select is None else [select, []]
         states, wanted, saved = driver.forward(length, *watch, *ordered)
         ctx.loop, ctx.driver, ctx.length, ctx.parents = loop, driver, length, watch[1:]
-        ctx.save_for_backward(*ordered[: len(ordered) - len(states)], *states, *saved)
+        ctx.save_for_backward(*loop.slim(ordered), *states, *saved)
         return (*states, *wanted)
 
     @staticmethod
@@ -95,19 +96,29 @@ class Recurrence:
             graph = traced(run, [e.detach() for e in examples], marks=True)
             self.parts: Parts = take_apart(graph, len(names), count, watched)
             self.learns = learns
-            self.chunks: Chunks | None = None
+            self.driver: Chunks | Loop | None = None
             self.loop: Any = self._loop(list(weights.values()), list(state), c[:1], x[:1])
         own = [] if self.loop is None else self.loop.graph.graph.nodes
-        for node in [*graph.graph.nodes, *own]:
+        pieces = [p.module.graph.nodes for p in (*self.parts.stages, self.parts.after)]
+        for node in [n for nodes in (graph.graph.nodes, own, *pieces) for n in nodes]:
             if isinstance(made := node.meta.get("value"), Tensor):
+                node.meta["device"], node.meta["stride"] = made.device, made.stride()
                 node.meta["value"] = made.to("meta")  # shape and dtype, no memory
 
     def _compiled(self) -> Any:
-        if self.chunks is None:
-            self.chunks = Chunks(self.loop)
-        return self.chunks
+        if self.driver is None:
+            chunks = Chunks(self.loop)
+            try:
+                chunks.compile()
+                self.driver = chunks
+            except Exception as error:  # noqa: BLE001 - of whatever kind, it works without
+                warn((str(error).strip().splitlines() or [type(error).__name__])[0])
+                self.driver = self.loop
+        return self.driver
 
-    def _loop(self, weights: list[Tensor], state: list[Tensor], c: Tensor, x: Tensor) -> Loop | None:
+    def _loop(
+        self, weights: list[Tensor], state: list[Tensor], c: Tensor, x: Tensor
+    ) -> Loop | None:
         parts = self.parts
         if not parts.loop.outputs:
             return None
@@ -130,35 +141,51 @@ class Recurrence:
         known |= _results(parts.static, parts.static.module, known)
         fixed = set(known)
         known |= dict(zip(parts.given, (c, x), strict=True))
-        known |= self._drawn(length, x)
+        known |= self._drawn(length)
         waiting = list(parts.shifted)
         for part in parts.stages:
             for i in [i for i in waiting if parts.state[i] in part.inputs]:
                 known[parts.state[i]] = self._shift(state[i], known, i, length)
                 waiting.remove(i)
             if part.outputs:
-                known |= _mapped(part, known, fixed)
+                known |= all_steps(part, known, fixed, length)
         for i in waiting:
             known[parts.state[i]] = self._shift(state[i], known, i, length)
         return known
 
-    def _shift(
-        self, first: Tensor, known: dict[fx.Node, Tensor], i: int, length: int
-    ) -> Tensor:
+    def _shift(self, first: Tensor, known: dict[fx.Node, Tensor], i: int, length: int) -> Tensor:
         after = known[self.parts.after_state[i]]
         if self.parts.after_state[i] in self.parts.static.outputs:
             after = after.expand(length, *after.shape)
         return torch.cat([first.unsqueeze(0), after[: length - 1].expand(-1, *first.shape)])
 
-    def _drawn(self, length: int, x: Tensor) -> dict[fx.Node, Tensor]:
-        """Noise for all steps, drawn in the order of the loop."""
-        noise = self.parts.noise
-        rows: list[list[Tensor]] = [[] for _ in noise]
-        with torch.no_grad():
-            for _ in range(length):
-                for kept, (_, draw) in zip(rows, noise, strict=True):
-                    kept.append(draw.target(*draw.args, **draw.kwargs))
-        return {node: torch.stack(kept) for kept, (node, _) in zip(rows, noise, strict=True)}
+    def _drawn(self, length: int) -> dict[fx.Node, Tensor]:
+        """Noise for all steps, drawn in the order of the loop; of watched ones for the first."""
+        made = {n: value(n) for n, _ in self.parts.noise}
+        rows = {
+            n: torch.empty((length, *v.shape), dtype=v.dtype, device=draw.device)
+            for (n, draw), v in zip(self.parts.noise, made.values(), strict=True)
+        }
+        for t in range(1 if self.watched else length):
+            self._draw(rows, t)
+        return rows
+
+    @torch.no_grad()
+    def _draw(self, rows: dict[fx.Node, Tensor], t: int) -> None:
+        for node, noise in self.parts.noise:
+            rows[node][t] = noise.target(*noise.args, **noise.kwargs)
+
+    def _drawing(self, select: Select, known: dict[fx.Node, Tensor], length: int) -> Select:
+        """Noise for a step is drawn after it is known which particles go on to it."""
+        rows = {n: known[n] for n, _ in self.parts.noise}
+
+        def select_and_draw(t: int, *terms: Tensor) -> Tensor | None:
+            parents = select(t, *terms)
+            if t + 1 < length:
+                self._draw(rows, t + 1)
+            return parents
+
+        return select_and_draw
 
     def __call__(
         self,
@@ -187,13 +214,15 @@ class Recurrence:
             t if n in fixed else t.contiguous()
             for n, t in zip(parts.loop.inputs, inputs, strict=True)
         ]
+        if select is not None:
+            select = self._drawing(select, known, length)
         made: tuple[Tensor, ...] = ()
         if self.loop is not None:
             driver = self._compiled() if compile and select is None else self.loop
             if self.learns:
                 made = _Run.apply(self.loop, driver, select, length, *inputs)
             else:
-                watch = [] if select is None else [select, []]
+                watch: list[Any] = [] if select is None else [select, []]
                 states, wanted, _ = driver.forward(length, *watch, *self.loop.order(inputs))
                 made = (*states, *wanted)
         wanted_nodes = parts.loop.outputs[len(parts.recurring) :]
@@ -209,15 +238,13 @@ class Recurrence:
                 after = known[parts.after_state[i]]
                 if parts.after_state[i] in parts.static.outputs:
                     after = after.expand(length, *after.shape)
-                paths.append(
-                    torch.cat([first.unsqueeze(0), after.expand(length, *first.shape)])
-                )
+                paths.append(torch.cat([first.unsqueeze(0), after.expand(length, *first.shape)]))
         for i, path in zip(parts.recurring, made, strict=False):
             known[parts.state[i]] = path[:-1]
             known.setdefault(parts.after_state[i], path[1:])
         known |= {parts.state[i]: paths[i][:-1] for i in parts.constant}
         if parts.after.outputs:
-            known |= _mapped(parts.after, known, set(parts.static.outputs))
+            known |= all_steps(parts.after, known, set(parts.static.outputs), length)
         results = []
         for node in parts.results:
             found = known[node]
@@ -227,17 +254,11 @@ class Recurrence:
         return Path(paths, results)
 
 
-def _results(part: Part, run: Callable[..., Any], known: dict[fx.Node, Tensor]) -> dict[Any, Tensor]:
+def _results(
+    part: Part, run: Callable[..., Any], known: dict[fx.Node, Tensor]
+) -> dict[Any, Tensor]:
     made = run(*(known[n] for n in part.inputs))
     return dict(zip(part.outputs, made, strict=True))
-
-
-def _mapped(
-    part: Part, known: dict[fx.Node, Tensor], fixed: set[fx.Node]
-) -> dict[Any, Tensor]:
-    """A part for all steps together."""
-    dims = tuple(None if n in fixed else 0 for n in part.inputs)
-    return _results(part, torch.vmap(part.module, in_dims=dims), known)
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -252,9 +273,7 @@ def _devices(x: Tensor) -> list[Any]:
 class _Step(nn.Module):
     """One step of a guide's recurrence: ``(state, c_t, x_t) -> [*next state, z_t, *of q]``."""
 
-    def __init__(
-        self, model: Any, guide: Any, kind: type, learns: bool, watched: bool
-    ) -> None:
+    def __init__(self, model: Any, guide: Any, kind: type, learns: bool, watched: bool) -> None:
         super().__init__()
         self.model, self.guide, self.kind = model, guide, kind
         self.learns, self.watched = learns, watched
@@ -346,11 +365,12 @@ def run(
         try:
             start = [_leaf(tensor) for tensor in state]
             c_few, x_few = _leaf(c[:2]), _leaf(x[:2])
-            with pyro.validation_enabled(False):  # looking at numbers is no operation of a graph
-                found = Recurrence(
-                    step, start, c_few, x_few, torch.is_grad_enabled(), select is not None
-                )
-            check(found, step, start, c_few, x_few)
+            with saved_tensors_hooks(_same, _same):  # nothing of this is for checkpointing to see
+                with pyro.validation_enabled(False):  # a look at numbers is no part of a graph
+                    found = Recurrence(
+                        step, start, c_few, x_few, torch.is_grad_enabled(), select is not None
+                    )
+                check(found, step, start, c_few, x_few)
         except Exception as reason:  # noqa: BLE001 - whatever tracing cannot do, the loop can
             names = type(model).__name__, type(guide).__name__
             _log.info("%s with %s runs step by step: %s", *names, reason)
@@ -358,9 +378,7 @@ def run(
         kept[key] = found
         while len(kept) > _KEPT:
             del kept[next(iter(kept))]
-    return None if found is None else found(
-        step, [*state], c, x, select=select, compile=compile
-    )
+    return None if found is None else found(step, [*state], c, x, select=select, compile=compile)
 
 
 def check(
@@ -390,8 +408,8 @@ def check(
             for mine, theirs in zip(terms, shown[t], strict=True):
                 _require_close(theirs, mine)
 
-        watch = {"select": select} if recurrence.watched else {}
-        path = recurrence(step, state, c, x, **watch)
+        watch = select if recurrence.watched else None
+        path = recurrence(step, state, c, x, select=watch)
         return [*(s[1:] for s in path.states), *path.results]
 
     found: list[list[Tensor]] = []
@@ -419,6 +437,10 @@ def _require_close(one: Tensor, other: Tensor) -> None:
     close = torch.finfo(one.dtype).eps ** 0.5 * scale
     if one.shape != other.shape or bool((one - other).abs().gt(close).any()):
         raise Uncapturable("as a graph it gives other values or gradients")
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _leaf(tensor: Tensor) -> Tensor:
