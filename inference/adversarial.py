@@ -147,15 +147,21 @@ class Adversarial:
         return self.divergence.penalty(*scores)
 
     def update(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, start: Any = None
     ) -> dict[str, float]:
         """``critic_steps`` critic steps; model and guide are constants here.
+
+        Args:
+            model, guide, args: of the SVI step before.
+            start: the state it started from, tensors ``(K, B, ...)``, if the series goes on; then
+                the critic sees a draw of each particle, else one draw a sequence.
 
         Returns:
             The critic's last loss and distance, and the closed-form KL and W2 beside it.
         """
+        given = {} if start is None else {"start": start, "num_particles": len(start[0])}
         with torch.no_grad():
-            densities = step_densities(model, guide, *args)
+            densities = step_densities(model, guide, *args, **given)
         return self.improve(densities)
 
     def improve(self, densities: StepDensities) -> dict[str, float]:

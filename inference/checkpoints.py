@@ -54,6 +54,7 @@ class Cycle:
         self.passes = self.position = 0  # begun, and batches given of the last of them
         self.epoch: int | None = None  # before that pass; so is the random state
         self.random: dict[str, Any] = {}
+        self.batch: tuple[Tensor, ...] = ()  # given last
         self._rest: Iterator[Any] = iter(())
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
@@ -67,7 +68,8 @@ class Cycle:
         if batch is None:
             raise ValueError("batches must hold at least one batch, and be iterable again")
         self.position += 1
-        return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        self.batch = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        return self.batch
 
     def state(self) -> dict[str, Any]:
         """What :meth:`seek` takes."""
@@ -108,13 +110,76 @@ class Cycle:
         return epoch if isinstance(epoch, int) else None
 
 
+class Windows:
+    """The batches of a cycle cut along T, and the state that is carried from cut to cut.
+
+    Args:
+        cycle: the batches, ``(x, mask)``.
+        length: steps of a window, the last of a batch may have fewer; None does not cut.
+        model: says what is wrong with a whole batch, and what its states are made of.
+
+    Attributes:
+        start: the state before the window that was given last, and to be set before the next is
+            taken; None at the beginning of a batch.
+    """
+
+    def __init__(self, cycle: Cycle, length: int | None, model: Any) -> None:
+        self.cycle, self.length, self.model = cycle, length, model
+        self.start: Any = None
+        self._given = self._steps = 0  # of the batch
+
+    def __next__(self) -> tuple[Tensor, ...]:
+        if self.length is None:
+            return next(self.cycle)
+        if not self.more:
+            self._open(next(self.cycle))
+        begin, self._given = self._given, self._given + self.length
+        return _window(self.cycle.batch, begin, self._given)
+
+    @property
+    def more(self) -> bool:
+        """Whether a sequence of the batch has a step left."""
+        return self._given < self._steps
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`seek` takes."""
+        if self.length is None:
+            return self.cycle.state()
+        start = None if self.start is None else list(self.start)
+        return self.cycle.state() | {"given": self._given, "start": start}
+
+    def seek(self, state: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """Go where another was, as :meth:`Cycle.seek`; gives the first window of the pass."""
+        first = self.cycle.seek(state)
+        if self.length is None:
+            return first
+        self._open(self.cycle.batch)
+        self._given = state["given"]
+        if state["start"] is not None:
+            kind, device = type(self.model.init(torch.Size((1,)))), first[0].device
+            self.start = kind(*(tensor.to(device) for tensor in state["start"]))
+        return _window(first, 0, self.length)
+
+    def _open(self, batch: tuple[Tensor, ...]) -> None:
+        x, mask = (*batch, None)[:2]
+        if callable(check := getattr(self.model, "check", None)):
+            x, mask = check(x, mask)  # windows would not show a mask with a hole
+        assert isinstance(x, Tensor)
+        self._steps = x.shape[1] if mask is None else int(mask.any(dim=0).sum())
+        self._given, self.start = 0, None
+
+
+def _window(batch: tuple[Any, ...], begin: int, end: int) -> tuple[Any, ...]:
+    return tuple(part if part is None else part[:, begin:end] for part in batch)
+
+
 class Checkpoint:
     """The file of a run, and what goes into it.
 
     Args:
         path: the file.
         svi: model and guide, optimiser and loss.
-        cycle: the batches.
+        windows: the batches.
         history: of the run; its attributes are plain values.
         run: plain values that name the run; only a checkpoint with the same is resumed.
         states: further things with a state, under the names that errors give them.
@@ -124,13 +189,13 @@ class Checkpoint:
         self,
         path: str | os.PathLike[str],
         svi: SVI,
-        cycle: Cycle,
+        windows: Windows,
         history: Any,
         *,
         run: dict[str, Any],
         states: Mapping[str, Any],
     ) -> None:
-        self.path, self.svi, self.cycle, self.history = Path(path), svi, cycle, history
+        self.path, self.svi, self.windows, self.history = Path(path), svi, windows, history
         self.run = run | {"optimiser": _kind(svi.optim)}
         parts = {"model": svi.model, "guide": svi.guide, "loss": svi.loss, **states}
         self.states = {
@@ -157,7 +222,7 @@ class Checkpoint:
             "format": _FORMAT,
             "run": self.run,
             "history": vars(self.history) | {"rows": rows},
-            "batches": self.cycle.state(),
+            "batches": self.windows.state(),
             "random": random_state(),
             # what this run trains: the store may hold others', which a new process will not
             "parameters": {name: stored[name].detach() for name in self._optimisers},
@@ -181,7 +246,7 @@ class Checkpoint:
         for name, here in (self.run | {"parts with a state": [*self.states]}).items():
             if there.get(name) != here:
                 raise self._of_another_run(f"{name} {there.get(name)!r}, here {here!r}")
-        stored = self._register(self.cycle.seek(content["batches"]))
+        stored = self._register(self.windows.seek(content["batches"]))
         self._compare(content["parameters"], stored)
         for name, part in self.states.items():
             try:

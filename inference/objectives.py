@@ -28,6 +28,7 @@ from inference.particles import (
     multinomial,
     pick,
     stretches,
+    systematic,
     temper,
 )
 from inference.protocols import HasRollout, StepDensities, require_stepwise
@@ -105,6 +106,10 @@ class Objective:
     ``regularisers`` are subtracted: each is an average over observed frames, multiplied by
     their number, so that a weight of 1 prices a unit of distance in a frame at one nat.
 
+    A series too long for one backward pass is taken window by window: ``svi.step(x, mask,
+    start=state, carry=True)`` leaves in ``after`` the ``start`` of the next window, as
+    ``fit(truncate=)`` does it.
+
     Args:
         num_particles: K draws a sequence.
         kl_weight: a number, or a schedule over the run such as ``Ramp(0, 1, over=0.5)``.
@@ -124,6 +129,7 @@ class Objective:
     segment: int | None = None
     compile: bool = False
     terms: dict[str, Tensor | float] = field(default_factory=dict, init=False, repr=False)
+    after: Any = field(default=None, init=False, repr=False)
     bound: ClassVar[str] = ""  # name of its value in terms; the ELBO is there anyway
 
     def __post_init__(self) -> None:
@@ -138,25 +144,61 @@ class Objective:
         given = {"segment": self.segment, "compile": self.compile or None}
         return {name: value for name, value in given.items() if value is not None}
 
-    def __call__(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Tensor:
+    def __call__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        start: Any = None,
+        carry: bool = False,
+    ) -> Tensor:
         """The loss, nats summed over the batch.
+
+        Args:
+            model: a Pyro program.
+            guide: a Pyro program over the same latents.
+            args: what both are called with, ``(x, mask)``.
+            start: the state before step 1 of a series that goes on, tensors ``(K, B, ...)``.
+            carry: whether to leave the state after the last step in ``after``.
 
         Raises:
             DegenerateWeightsError: the objective is not finite, from the step and sequence on
                 that are named.
         """
-        densities = self.draw(model, guide, *args)
+        given = {} if start is None else {"start": start}
+        densities = self.draw(model, guide, *args, **given)
         loss = self.loss(densities)
+        self.after = self.carry(model, densities) if carry else None
         if loss.requires_grad:
             loss = loss + self.correction(densities, model, guide)
             self.clock.calls += 1
         return loss
 
-    def draw(self, model: Any, guide: Any, *args: Any) -> StepDensities:
+    def draw(self, model: Any, guide: Any, *args: Any, **given: Any) -> StepDensities:
         """Densities of every step, ``(T, K, B)``, latents drawn from the guide."""
-        return step_densities(
-            model, guide, *args, num_particles=self.num_particles, **self.options
-        )
+        given = {"num_particles": self.num_particles, **self.options, **given}
+        return step_densities(model, guide, *args, **given)
+
+    @torch.no_grad()
+    def carry(self, model: Any, densities: Any) -> Any:
+        """The state after the last step, constant, of the particles that go on from there."""
+        states = densities.states
+        last = type(states)(*(tensor[-1] for tensor in states))
+        state = model.advance(last, densities.z[-1], densities.x[-1])
+        parents = self.survivors(densities)
+        if parents is not None:
+            column = torch.arange(parents.shape[1], device=parents.device)
+            state = type(state)(*(tensor[parents, column] for tensor in state))
+        # a copy: what advance gives may be a view of a parameter, which the update then changes
+        return type(state)(*(tensor.detach().clone() for tensor in state))
+
+    def survivors(self, densities: StepDensities) -> Tensor | None:
+        """Which particles go on after the last step, indices ``(K, B)``; None: all as they are.
+
+        Right for draws that are averaged. Where they are weighed against each other the next
+        window knows nothing of their weights, so they must be resampled by them.
+        """
+        return None
 
     def loss(self, densities: StepDensities) -> Tensor:
         """The loss of given densities; leaves its terms, nats a frame, in ``terms``."""
@@ -282,6 +324,13 @@ class IWAE(Objective):
         """The bound, shape (B,)."""
         return iwae(_tempered(densities, kl_weight))
 
+    def survivors(self, densities: StepDensities) -> Tensor | None:
+        """Resampled, systematically, by the weights of all steps."""
+        if self.num_particles == 1:
+            return None
+        log_weight = _tempered(densities, self.clock.weight(self.kl_weight))
+        return systematic(normalise(log_weight.sum(dim=0), len(log_weight)))
+
     def correction(self, densities: Any, model: Any, guide: Any) -> Tensor | float:
         """Zero, with a gradient that turns the guide's parameters' plain one into the other.
 
@@ -357,7 +406,7 @@ class FIVO(Objective):
                 "marginal, conditional or joint, or IWAE"
             )
 
-    def draw(self, model: Any, guide: Any, *args: Any) -> StepDensities:
+    def draw(self, model: Any, guide: Any, *args: Any, **given: Any) -> StepDensities:
         """Densities of every step, ``(T, K, B)``, particles as they were before resampling.
 
         Raises:
@@ -374,8 +423,9 @@ class FIVO(Objective):
         weight = self.clock.weight(self.kl_weight)
         mask = args[1] if len(args) > 1 else None
         self._selection = Selection(self.resampler, self.criterion, mask, weight)
-        given: dict[str, Any] = {"num_particles": self.num_particles, "select": self._selection}
-        return model.rollout(guide, *args, **given, **self.options)
+        options = {"num_particles": self.num_particles, "select": self._selection, **self.options}
+        program: Any = model
+        return program.rollout(guide, *args, **options, **given)
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """log Z_hat, shape (B,)."""
@@ -390,10 +440,23 @@ class FIVO(Objective):
 
     def find_fault(self, log_weight: Tensor) -> None:
         """As for other objectives; the filter itself has looked at all steps but the last."""
+        self._last(log_weight)
+
+    def survivors(self, densities: StepDensities) -> Tensor | None:
+        """Resampled by the weights since the last resampling, whatever the criterion."""
+        if self.num_particles == 1:
+            return None
+        assert self._selection is not None
+        log_weight = _tempered(densities, self.clock.weight(self.kl_weight))
+        return self._selection.resampler(self._last(log_weight))
+
+    def _last(self, log_weight: Tensor) -> Tensor:
+        """Normalised log-weights ``(K, B)`` of each sequence's last stretch."""
         assert self._selection is not None
         resampled = self._selection.events(log_weight)
         sums, last = stretches(log_weight, resampled), resampled.sum(dim=0)
-        normalise(sums[last, :, torch.arange(len(last))].t(), len(log_weight))
+        columns = torch.arange(len(last), device=last.device)
+        return normalise(sums[last, :, columns].t(), len(log_weight))
 
     def _score(self, log_weight: Tensor, resampled: Tensor) -> Tensor:
         """Sum over resamplings of log P(ancestors) times what was gained after them, (B,)."""

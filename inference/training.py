@@ -1,5 +1,6 @@
 """``fit``, the one training loop: SVI steps, hooks between them, and what a long run needs."""
 
+import inspect
 import math
 import os
 import time
@@ -16,11 +17,11 @@ from pyro.optim import PyroLRScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.checkpoints import Checkpoint, Cycle
+from inference.checkpoints import Checkpoint, Cycle, Windows
 from inference.files import save_parameters, write_csv
 from inference.modes import evaluating, learning
-from inference.objectives import iwae
-from inference.protocols import Hook
+from inference.objectives import Objective, iwae
+from inference.protocols import HasRollout, Hook, Stepwise
 from inference.random import seeded
 from inference.schedules import Clock, Schedule
 from inference.traces import step_densities
@@ -53,6 +54,7 @@ def fit(
     batches: Iterable[Batch],
     *,
     steps: int,
+    truncate: int | None = None,
     hooks: Sequence[Hook] = (),
     validation: Batch | Callable[[], float] | None = None,
     validate_every: int = 50,
@@ -74,12 +76,29 @@ def fit(
 ) -> History:
     """Train by SVI steps with hooks between them; ends with the best parameters in place.
 
+    With ``truncate=100`` each batch is cut into windows of 100 steps, and each window is one SVI
+    step (truncated back-propagation through time). The state after a window is carried into the
+    next one of the batch as a constant: the gradient ends there, the memory does not; a new batch
+    starts from the model's own initial state. Then
+
+    - the draws of an ``ELBO`` go on; particles of ``IWAE`` and ``FIVO``, whose weights no window
+      hands on, are resampled by them at its end. At fixed parameters the windows' ELBOs add up
+      to that of the whole, and their weighted bounds to that of a particle filter that resamples
+      at all window ends: still below log p(x) in expectation;
+    - what reads more than a step reads its window: a guide with an encoder, a critic of paths;
+    - a latent that all steps share is drawn and counted in the first window, from what that
+      window shows, and goes on as a constant;
+    - validation is not cut.
+
     Args:
         svi: model, guide, optimiser and loss. Weight decay is the optimiser's, for instance
             ``pyro.optim.AdamW``; a ``PyroLRScheduler`` is stepped once an SVI step.
         batches: tuples the model is called with, ``(x, mask)``; iterated again when exhausted.
         steps: SVI steps; schedules of the loss are fractions of it.
-        hooks: called after every SVI step with (model, guide, *batch).
+        truncate: steps of a window, or None for whole sequences. Needs an objective of this
+            package, and a model with a rollout from a given state.
+        hooks: called after every SVI step with (model, guide, *batch); with the window where
+            batches are cut, and with ``start=``, the state before it, where it begins none.
         validation: a batch scored by IWAE with ``num_particles``, nats a frame, always with the
             same random numbers; or a function that gives a bound, larger is better.
         validate_every: SVI steps between validations.
@@ -114,11 +133,13 @@ def fit(
         ValueError: no batches, a number out of range, or a checkpoint that is damaged or of
             another run.
         TypeError: the state of a hook, loss or module to be written holds more than tensors and
-            plain values.
+            plain values; or a loss or model that cannot carry a state, with ``truncate``.
+        NotImplementedError: with ``truncate``, a hook that takes no ``start``.
         NonFiniteLossError: naming step and term; the best parameters are in place.
     """
     for name, value in (
         ("steps", steps),
+        ("truncate", truncate),
         ("validate_every", validate_every),
         ("log_every", log_every),
         ("patience", patience),
@@ -134,7 +155,9 @@ def fit(
         )
     if checkpoint is None and (resume or checkpoint_every is not None):
         raise ValueError("resume and checkpoint_every need checkpoint, the file to go on from")
-    history, cycle, stale = History(), Cycle(batches), 0
+    if truncate is not None:
+        _require_carrying(svi, hooks)
+    history, windows, stale = History(), Windows(Cycle(batches), truncate, svi.model), 0
     clock = getattr(svi.loss, "clock", None)
     if isinstance(clock, Clock) and clock.total is None:
         clock.total = steps
@@ -142,11 +165,11 @@ def fit(
     best = _Keeper(keep, save_to, about)
     saved, every = None, checkpoint_every or validate_every
     if checkpoint is not None:
-        run = {"steps": steps, "seed": seed}
+        run = {"steps": steps, "seed": seed, "truncate": truncate}
         states: dict[str, Any] = {f"hooks[{i}]": hook for i, hook in enumerate(hooks)}
         states |= {f"keep[{i}]": module for i, module in enumerate(keep)}
         states["best"] = best
-        saved = Checkpoint(checkpoint, svi, cycle, history, run=run, states=states)
+        saved = Checkpoint(checkpoint, svi, windows, history, run=run, states=states)
     bar = tqdm(total=steps, desc=description, leave=False, disable=progress is not True)
     advance = progress if callable(progress) else bar.update
 
@@ -168,13 +191,16 @@ def fit(
                 advance(history.steps)
             started = time.monotonic() - history.seconds
             while history.steps < steps and not enough():
-                step, batch = history.steps + 1, next(cycle)
+                step, batch = history.steps + 1, next(windows)
                 factor = None if lr_schedule is None else lr_schedule((step - 1) / steps)
-                row = _svi_step(svi, batch, step, clip_norm, factor)
+                past: dict[str, Any] = {} if windows.start is None else {"start": windows.start}
+                given = past | ({"carry": True} if windows.more else {})
+                row = _svi_step(svi, batch, step, clip_norm, factor, **given)
                 if hooks and not history.best_step:  # a hook may break what nobody has kept yet
                     best.take()
                 for hook in hooks:
-                    row |= hook(svi.model, svi.guide, *batch)
+                    row |= hook(svi.model, svi.guide, *batch, **past)
+                windows.start = svi.loss.after if windows.more else None
                 history.steps = step
                 _check_metrics(row, step)
                 if score is not None and (step % validate_every == 0 or step == steps):
@@ -211,13 +237,47 @@ def fit(
     return history
 
 
+def _require_carrying(svi: SVI, hooks: Sequence[Hook]) -> None:
+    """That a state can be carried from window to window, and reaches all that need it."""
+    if not isinstance(svi.loss, Objective):
+        kind = getattr(svi.loss, "__self__", svi.loss)
+        raise TypeError(
+            "truncate needs a loss that carries the state from window to window, ELBO, IWAE or "
+            f"FIVO of this package, got {getattr(kind, '__name__', type(kind).__name__)}; use one "
+            "of these, or leave truncate out"
+        )
+    if not (isinstance(svi.model, HasRollout) and isinstance(svi.model, Stepwise)):
+        kind = svi.model
+        raise TypeError(
+            "truncate needs a model with rollout(guide, x, mask, start=) and advance, which "
+            f"{getattr(kind, '__name__', type(kind).__name__)} lacks; cut the series beforehand, "
+            "or leave truncate out"
+        )
+    for i, hook in enumerate(hooks):
+        try:
+            inspect.signature(hook).bind_partial(start=None)
+        except (TypeError, ValueError) as error:  # the latter where a signature is not known
+            owner = getattr(hook, "__self__", hook)
+            kind = getattr(owner, "__name__", type(owner).__name__)
+            raise NotImplementedError(
+                f"truncate needs hooks that take start=, the state before a window, but {kind} "
+                f"(hooks[{i}]) would start every window from the initial state, and so train on "
+                "other states than the objective's; use Adversarial.update, or leave truncate out"
+            ) from error
+
+
 def _svi_step(
-    svi: SVI, batch: Batch, step: int, clip_norm: float | None, lr_factor: float | None
+    svi: SVI,
+    batch: Batch,
+    step: int,
+    clip_norm: float | None,
+    lr_factor: float | None,
+    **given: Any,
 ) -> dict[str, float]:
     """``SVI.step`` with a look at loss and gradient between backward pass and update."""
     try:
         with poutine.trace(param_only=True) as capture:
-            loss = svi.loss_and_grads(svi.model, svi.guide, *batch)
+            loss = svi.loss_and_grads(svi.model, svi.guide, *batch, **given)
     except DegenerateWeightsError as error:
         zero_grads(_captured(capture))
         raise NonFiniteLossError(

@@ -63,7 +63,8 @@ class Recurrence:
 
     Args:
         step: a module whose forward is ``(state, c_t, x_t) -> [*next state, *results]``.
-        state: before step 1, tensors ``(K, B, ...)``.
+        tensors: parameters and buffers of the step, by name.
+        state: before step 1, tensors ``(*batch, ...)``.
         c, x: what every step is given, ``(T, B, ...)``.
         learns: whether gradients are wanted.
         watched: whether the step's last three results are for a ``select``, and no others.
@@ -75,6 +76,7 @@ class Recurrence:
     def __init__(
         self,
         step: nn.Module,
+        tensors: dict[str, Tensor],
         state: Sequence[Tensor],
         c: Tensor,
         x: Tensor,
@@ -82,22 +84,20 @@ class Recurrence:
         watched: bool = False,
     ) -> None:
         self.watched = watched
-        weights = tensors_of(step)
-        names = list(weights)
-        count = len(state)
+        names, weights, count = list(tensors), list(tensors.values()), len(state)
 
         def run(*flat: Tensor) -> Any:
             own = dict(zip(names, flat[: len(names)], strict=True))
             rest = flat[len(names) :]
             return functional_call(step, own, (rest[:count], *rest[count:]))
 
-        examples = [*weights.values(), *state, c[0], x[0]]
+        examples = [*weights, *state, c[0], x[0]]
         with torch.random.fork_rng(_devices(x)):
             graph = traced(run, [e.detach() for e in examples], marks=True)
             self.parts: Parts = take_apart(graph, len(names), count, watched)
             self.learns = learns
             self.driver: Chunks | Loop | None = None
-            self.loop: Any = self._loop(list(weights.values()), list(state), c[:1], x[:1])
+            self.loop: Any = self._loop(weights, list(state), c[:1], x[:1])
         own = [] if self.loop is None else self.loop.graph.graph.nodes
         pieces = [p.module.graph.nodes for p in (*self.parts.stages, self.parts.after)]
         for node in [n for nodes in (graph.graph.nodes, own, *pieces) for n in nodes]:
@@ -189,7 +189,7 @@ class Recurrence:
 
     def __call__(
         self,
-        step: nn.Module,
+        tensors: dict[str, Tensor],
         state: Sequence[Tensor],
         c: Tensor,
         x: Tensor,
@@ -200,12 +200,12 @@ class Recurrence:
         """All steps.
 
         Args:
-            step, state, c, x: of the shapes this was made with, c and x ``(T, B, ...)``.
+            tensors, state, c, x: of the shapes this was made with, c and x ``(T, B, ...)``.
             select: is shown the step's last three results, and says which particles go on.
             compile: run compiled chunks of steps.
         """
         parts, length = self.parts, len(x)
-        known = self._ahead(list(tensors_of(step).values()), list(state), c, x)
+        known = self._ahead(list(tensors.values()), list(state), c, x)
         for i in parts.recurring:
             known[parts.state[i]] = state[i]
         inputs = [known[n] for n in parts.loop.inputs]
@@ -259,11 +259,6 @@ def _results(
 ) -> dict[Any, Tensor]:
     made = run(*(known[n] for n in part.inputs))
     return dict(zip(part.outputs, made, strict=True))
-
-
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
-    return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
 def _devices(x: Tensor) -> list[Any]:
@@ -327,7 +322,9 @@ def draw(proposal: Any, learns: bool) -> Tensor:
 
 #: a capture costs as much as a hundred steps or so; shorter sequences are not worth one
 LEAST_STEPS = 16
-_CACHE: WeakKeyDictionary[nn.Module, dict[Any, Recurrence | None]] = WeakKeyDictionary()
+_CACHE: WeakKeyDictionary[nn.Module, dict[Any, tuple[Recurrence | None, list[Any]]]] = (
+    WeakKeyDictionary()
+)
 _KEPT = 16  # captures of a guide, by shapes and modes
 
 
@@ -354,42 +351,64 @@ def run(
     """
     if len(x) < LEAST_STEPS or not isinstance(guide, nn.Module) or _autocast():
         return None
+    single = select is None and len(state[0]) == 1  # a dimension less, for one particle
+    now = [tensor.squeeze(0) for tensor in state] if single else [*state]
     step = _Step(model, guide, type(state), learns, select is not None)
-    key = _key(step, state, c, x)
-    if key is None:
+    seen = _look(step, now, c, x)
+    if seen is None:
         return None
     kept = _CACHE.setdefault(guide, {})
-    if key in kept:
-        kept[key] = found = kept.pop(key)  # the latest used is the last
+    if seen.key in kept:
+        kept[seen.key] = found, _ = kept.pop(seen.key)  # the latest used is the last
     else:
-        try:
-            start = [_leaf(tensor) for tensor in state]
-            c_few, x_few = _leaf(c[:2]), _leaf(x[:2])
-            with saved_tensors_hooks(_same, _same):  # nothing of this is for checkpointing to see
-                with pyro.validation_enabled(False):  # a look at numbers is no part of a graph
-                    found = Recurrence(
-                        step, start, c_few, x_few, torch.is_grad_enabled(), select is not None
-                    )
-                check(found, step, start, c_few, x_few)
-        except Exception as reason:  # noqa: BLE001 - whatever tracing cannot do, the loop can
-            names = type(model).__name__, type(guide).__name__
-            _log.info("%s with %s runs step by step: %s", *names, reason)
-            found = None
-        kept[key] = found
+        found = _capture(step, seen.tensors, now, c, x, select is not None)
+        kept[seen.key] = found, seen.held
         while len(kept) > _KEPT:
             del kept[next(iter(kept))]
-    return None if found is None else found(step, [*state], c, x, select=select, compile=compile)
+    if found is None:
+        return None
+    path = found(seen.tensors, now, c, x, select=select, compile=compile)
+    if not single:
+        return path
+    return Path(*([tensor.unsqueeze(1) for tensor in tensors] for tensors in path))
+
+
+def _capture(
+    step: _Step,
+    tensors: dict[str, Tensor],
+    state: list[Tensor],
+    c: Tensor,
+    x: Tensor,
+    watched: bool,
+) -> Recurrence | None:
+    """The recurrence of this step, or None, with the reason in the log."""
+    given = [_leaf(tensor) for tensor in state], _leaf(c[:2]), _leaf(x[:2])
+    try:
+        with saved_tensors_hooks(_same, _same):  # nothing of this is for checkpointing to see
+            with pyro.validation_enabled(False):  # a look at numbers is no part of a graph
+                found = Recurrence(step, tensors, *given, torch.is_grad_enabled(), watched)
+            check(found, step, tensors, *given)
+    except Exception as reason:  # noqa: BLE001 - whatever tracing cannot do, the loop can
+        names = type(step.model).__name__, type(step.guide).__name__
+        _log.info("%s with %s runs step by step: %s", *names, reason)
+        return None
+    return found
 
 
 def check(
-    recurrence: Recurrence, step: nn.Module, state: list[Tensor], c: Tensor, x: Tensor
+    recurrence: Recurrence,
+    step: nn.Module,
+    tensors: dict[str, Tensor],
+    state: list[Tensor],
+    c: Tensor,
+    x: Tensor,
 ) -> None:
     """That a captured recurrence is what it was made from, values and gradients, on examples.
 
     Raises:
         Uncapturable: it is not; such as a step that computes something else every time.
     """
-    wanted = [t for t in tensors_of(step).values() if t.requires_grad]
+    wanted = [t for t in tensors.values() if t.requires_grad]
     wanted += [t for t in (*state, c, x) if t.requires_grad]
 
     shown: list[list[Tensor]] = []
@@ -409,7 +428,7 @@ def check(
                 _require_close(theirs, mine)
 
         watch = select if recurrence.watched else None
-        path = recurrence(step, state, c, x, select=watch)
+        path = recurrence(tensors, state, c, x, select=watch)
         return [*(s[1:] for s in path.states), *path.results]
 
     found: list[list[Tensor]] = []
@@ -451,25 +470,40 @@ def _autocast() -> bool:
     return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
-def _key(step: nn.Module, state: Sequence[Tensor], c: Tensor, x: Tensor) -> Any:
-    """What a capture depends on, beyond the values of tensors; None if hooks look on."""
-    parts: list[Any] = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
+class _Seen(NamedTuple):
+    """What a step is made of."""
+
+    key: tuple[Any, ...]  # what a capture depends on, beyond the values of tensors
+    tensors: dict[str, Tensor]  # parameters and buffers
+    held: list[Any]  # objects that the key names by their identity
+
+
+def _look(step: nn.Module, state: Sequence[Tensor], c: Tensor, x: Tensor) -> _Seen | None:
+    """All that a capture of this step depends on; None if hooks look on."""
+    key: list[Any] = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
+    tensors: dict[str, Tensor] = {}
+    held: list[Any] = []
     for tensor in (*state, c[0], x[0]):
-        parts.append((tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad))
-    for module in step.modules():
+        key.append((tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad))
+    for path, module in step.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             return None
         for name, thing in vars(module).items():
             if name in ("_parameters", "_buffers"):
-                parts += [
-                    None
-                    if tensor is None
-                    else (id(tensor), tensor.shape, tensor.dtype, tensor.requires_grad)
-                    for tensor in thing.values()
-                ]
-            elif name == "training" or not name.startswith("_"):
-                parts.append(thing if isinstance(thing, _PLAIN) else id(thing))
-    return tuple(parts)
+                for own, tensor in thing.items():
+                    if tensor is not None:
+                        tensors[f"{path}.{own}"] = tensor
+            elif not name.startswith("_"):
+                if isinstance(thing, _PLAIN):
+                    key.append(thing)
+                else:
+                    key.append(id(thing))
+                    held.append(thing)
+    tensors = {name: t for t, name in {t: name for name, t in tensors.items()}.items()}
+    for name, tensor in tensors.items():
+        key.append((name, id(tensor), tensor.shape, tensor.dtype, tensor.requires_grad))
+        held.append(tensor)
+    return _Seen(tuple(key), tensors, held)
 
 
 _PLAIN = (bool, int, float, str, type(None))

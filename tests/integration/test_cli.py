@@ -181,6 +181,59 @@ def test_rows_with_other_bounds_stand_in_the_table(
         assert re.search(rf"^\| {r['row']} +\| {r['fivo_per_frame']:.2f} ", said, re.MULTILINE)
 
 
+def test_long_series_are_cut_and_recomputed(
+    tmp_path: Path,
+    serial: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(COMPARE.report, "write", lambda *_: None)  # tables are tested elsewhere
+    source = small_npz(tmp_path / "waves.npz")
+    base = [*TINY, "--data", str(source), "--rows", "conditional+kl", "fivo"]
+    found = {}
+    for name, given in {
+        "whole": [],
+        "saving": ["--recompute", "2"],
+        "cut": ["--truncate", "2"],
+    }.items():
+        out = tmp_path / name
+        assert main(["compare", *base, "--out", str(out), *given]) == 0
+        found[name] = read(out)
+        assert all(r["steps"] == 6 and r["error"] is None for r in found[name])
+        if given:  # another training than the whole one, and said to be
+            key = given[0].removeprefix("--")
+            assert {r["settings"][key] for r in found[name]} == {2}
+            capsys.readouterr()
+            said = refused([*base, "--out", str(out), "--resume"], capsys)
+            assert "made from other data or with other settings" in said
+    assert {r["settings"]["truncate"] for r in found["whole"]} == {None}
+    for whole, saving, cut in zip(found["whole"], found["saving"], found["cut"], strict=True):
+        assert saving["elbo_per_frame"] == pytest.approx(whole["elbo_per_frame"], rel=1e-3)
+        assert cut["elbo_per_frame"] != pytest.approx(whole["elbo_per_frame"], rel=1e-3)
+
+
+def test_how_to_compute_goes_to_the_objective() -> None:
+    settings = Settings(recompute=7, compile=True)
+    for row in ("rnn", "iwae", "conditional"):
+        objective = build(parse(row), data.vowels(), settings).objective
+        assert objective.options == {"segment": 7, "compile": True}
+        assert build(parse(row), data.vowels(), Settings()).objective.options == {}
+
+
+def test_flags_of_long_series_reach_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Settings] = []
+    monkeypatch.setattr(
+        "pyro_avrnn.cli.compare",
+        lambda source, rows, seeds, settings, *_, **__: asked.append(settings) or 0,
+    )
+    assert main(["compare"]) == 0
+    assert main(["compare", "--truncate", "5", "--recompute", "6", "--compile"]) == 0
+    assert [(s.truncate, s.recompute, s.compile) for s in asked] == [
+        (None, None, False),
+        (5, 6, True),
+    ]
+
+
 def test_piano_rolls(tmp_path: Path, serial: None, capsys: pytest.CaptureFixture[str]) -> None:
     random = np.random.default_rng(0)
     cells: dict[str, Any] = {}
@@ -349,6 +402,8 @@ def test_bad_data_is_one_sentence(
         (["--validate-by", "elbo"], "invalid choice: 'elbo'"),
         (["--particles", "0"], "--particles must be at least 1, got 0"),
         (["--rows", "elbo:bound=elbow"], "bound must be one of elbo, iwae, fivo, got 'elbow'"),
+        (["--truncate", "0"], "--truncate must be at least 1, got 0"),
+        (["--recompute", "-2"], "--recompute must be at least 1, got -2"),
     ],
 )
 def test_bad_arguments_are_one_sentence(
@@ -373,6 +428,10 @@ def test_bad_arguments_are_one_sentence(
         (["--rows", "rnn", "--validate-every", "0"], "validate_every must be at least 1, got 0"),
         (["--rows", "rnn", "--patience", "0"], "patience must be at least 1, got 0"),
         (["--rows", "rnn", "--first-seed", "-1"], "seed must be 0 or larger, got -1"),
+        (
+            ["--schedules", "joint", "alternating", "--truncate", "3"],
+            "row 'alternating' cannot be truncated, .*; leave it out, as --schedules elbo joint",
+        ),
     ],
 )
 def test_parts_that_do_not_go_together_are_one_sentence(
