@@ -1,111 +1,297 @@
-"""What does resampling cost, and how much memory does an evaluation with 1,024 particles take?
+"""How fast is a training step, beside plain torch, JAX and the arithmetic; what costs how much?
 
-Times whole training steps (forward, backward, Adam) of FIVO-8 and IWAE-8 in turn, in one process,
-and gives medians and the ratio with its spread over rounds; then scores the same data with 1,024
-particles in a process of its own and gives that process's peak of memory.
+Four parts. contenders: one step (forward, backward, Adam) of one VRNN written in several ways, in
+turn, each in its own process, beside the time its matrix products alone would take. ratios: FIVO
+over ELBO and IWAE, an adversarial step over an ELBO step. growth: time and memory as sizes double.
+memory: an evaluation with 1,024 particles, and a long series of which one state in 100 is kept.
 
-Expect FIVO-8 to cost about 1.5 times IWAE-8 at the size of the music data, and about 1.1 times
-at 256 units, where arithmetic dominates; evaluation to stay below 2 GiB. About 4 minutes.
+Expect rollout to be 2 to 6 times as fast as the markov loop, jax to lead, by far where steps are
+small; FIVO-8 to cost 1.5 times IWAE-8 at the size of the music data. 20 minutes. Matrix products
+differ by library (on AMD, JAX's are twice torch's): "at ... products" is a step's share of a rate.
 """
 
 import argparse
+import gc
+import json
 import multiprocessing
+import os
+import platform
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor as Process
+from contextlib import ExitStack
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import contenders as those
+import numpy as np
 import torch
-from torch import Tensor
+from contenders import SIDE, SIZES, Size
+from matplotlib.figure import Figure
+from scipy.stats import linregress
+from tqdm import tqdm
 
-from inference import FIVO, IWAE, evaluate
+from inference import ELBO, FIVO, IWAE, Adversarial, RegularisedELBO, evaluate
+from inference.divergences import gradient_penalty, spectral, wasserstein
 from inference.files import write_csv
 from pyro_avrnn import recipes
 
-MUSIC = {"B": 16, "T": 160, "X": 88, "Z": 32, "H": 32}
-SIZES: dict[str, dict[str, int]] = {"music": MUSIC, "music, 256 units": {**MUSIC, "H": 256}}
+PARTS = ("contenders", "ratios", "growth", "memory")
+SPAWN = multiprocessing.get_context("spawn")
+BUILT: dict[str, those.Contender] = {}  # in a contender's own process
+Row, TINY = dict[str, Any], SIZES["tiny"]
 
 
-def rolls(size: dict[str, int]) -> tuple[Tensor, Tensor]:
-    """Random piano rolls with about four notes a step, all of full length."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(size["B"], size["T"], size["X"], generator=generator) < 4 / size["X"]
-    return x.float(), torch.ones(size["B"], size["T"], dtype=torch.bool)
+def operations(size: Size) -> int:
+    """Floating point operations of all matrix products of one training step."""
+    b, t, x, z, h, emission = size
+    frame = z * h  # phi(z)
+    frame += 2 * h * h + h * 2 * z  # guide, of phi(x) and h
+    frame += h * h + h * 2 * z  # prior, of h
+    frame += 2 * h * h + h * x * (2 if emission == "normal" else 1)  # decoder, of phi(z) and h
+    frame += 3 * h * (2 * h + h)  # GRU, of phi(x), phi(z) and h
+    # once forward, twice backward (to inputs and weights); but phi(x) not to x, which is data
+    return 2 * b * t * (3 * frame + 2 * x * h)
 
 
-def step(size: dict[str, int], loss: Any) -> Callable[[], None]:
-    """One training step of a VRNN of that size."""
-    torch.manual_seed(0)
-    r = recipes.vrnn(size["X"], size["Z"], size["H"], "bernoulli")
-    optim = torch.optim.Adam([*r.model.parameters(), *r.guide.parameters()], lr=1e-3)
-    data = rolls(size)
-
-    def run() -> None:
-        optim.zero_grad()
-        loss(r.model, r.guide, *data).backward()
-        optim.step()
-
-    return run
+def timed(step: Callable[[], Any], least: float, device: str = "cpu") -> float:
+    """Seconds a step, averaged over as many as ``least`` seconds take."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    started, steps = time.perf_counter(), 0
+    while not steps or time.perf_counter() - started < least:
+        step()
+        wait()
+        steps += 1
+    return (time.perf_counter() - started) / steps
 
 
-def ratio(name: str, size: dict[str, int], rounds: int) -> dict[str, Any]:
-    """FIVO-8 beside IWAE-8, in turn."""
-    contenders = {
-        "iwae": step(size, IWAE(num_particles=8)),
-        "fivo": step(size, FIVO(num_particles=8)),
-        "fivo, always": step(size, FIVO(num_particles=8, criterion="always")),
+def build(name: str, size: Size, weights: Any, threads: int, device: str) -> tuple[float, float]:
+    """Make a contender, in the process that is to be its own; its first loss and gradient norm."""
+    if "jax" in name:  # it takes as many threads as it sees processors
+        os.environ["NPROC"] = str(threads)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    torch.set_num_threads(threads)
+    BUILT["here"] = those.make(name, size, weights, device)
+    return BUILT["here"].loss, BUILT["here"].norm
+
+
+def go(least: float, device: str) -> float:
+    """One round of the contender built in this process."""
+    return timed(BUILT["here"].step, least, device)
+
+
+def alternate(runs: dict[str, Callable[[], float]], rounds: int, what: str) -> dict[str, Any]:
+    """What each returns in each round, all in turn; the first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for i, name in tqdm([(i, name) for i in range(rounds + 1) for name in runs], desc=what):
+        value = runs[name]()
+        seconds[name] += [value] if i else []
+    return seconds
+
+
+def beside(seconds: dict[str, list[float]], *bases: str, **common: Any) -> list[Row]:
+    """A row a contender: medians, and ratios of medians with their range over the rounds."""
+    rows = []
+    for name, mine in seconds.items():
+        middle, least, most = (float(f"{of(mine):.4g}") for of in (median, min, max))
+        row = {**common, "contender": name, "seconds": middle, "fastest": least, "slowest": most}
+        for base in bases:
+            each = [a / b for a, b in zip(mine, seconds[base], strict=True)]
+            row[f"over_{base}"] = round(median(mine) / median(seconds[base]), 3)
+            row[f"over_{base}_range"] = f"{min(each):.3g} to {max(each):.3g}"
+        rows.append(row)
+    return rows
+
+
+def contest(label: str, size: Size, device: str, args: argparse.Namespace) -> list[Row]:
+    """One training step by all contenders; they must find the same loss and gradient first."""
+    names = those.contenders(device, label)
+    yards = [f"{name} product" for name in ("torch", "jax") if name in names]
+    given = (size, those.start(size), args.threads, device)
+    with ExitStack() as stack:
+        own = {name: stack.enter_context(Process(1, SPAWN)) for name in [*names, *yards]}
+        [process.submit(os.getpid) for process in own.values()]  # all import at once
+        found = {name: own[name].submit(build, name, *given).result() for name in tqdm(own)}
+        for name in names:
+            if not np.allclose(found[name], found["torch"], rtol=1e-4):
+                raise RuntimeError(f"{name} starts at {found[name]}, torch at {found['torch']}")
+        print("{}: all start at loss {:.6g}, gradient norm {:.6g}".format(label, *found["torch"]))
+        runs = {n: lambda p=p: p.submit(go, args.least, device).result() for n, p in own.items()}
+        seconds = alternate(runs, args.rounds, f"{label}, {device}")
+    rates = {f"{name}s": 2 * SIDE[device] ** 3 / median(seconds.pop(name)) for name in yards}
+    common = {"what": f"step, {label}", "device": device, **size._asdict()}
+    rows = beside(seconds, *(b for b in ("torch", "jax") if b in names), **common)
+    for row in rows:
+        for name, rate in rates.items():
+            row[f"gflops of {name}"] = round(rate / 1e9, 1)
+            row[f"at {name}"] = round(operations(size) / rate / row["seconds"], 4)
+    return rows
+
+
+def trainer(size: Size, loss: Any, critic: Row | None = None) -> Callable[[], float]:
+    """Times a training step of our VRNN; with a critic, whose guide is no other, one of that."""
+    x, mask = those.data(size)
+    r = those.recipe(size, recipes.avrnn, guide="filtering", **(critic or {}))
+    if critic:
+        divergence = wasserstein(spectral() if "lipschitz" in critic else gradient_penalty())
+        adversarial = Adversarial(r.critic, view=critic["view"], divergence=divergence)
+        loss = RegularisedELBO([adversarial])
+    parameters = [*r.model.parameters(), *r.guide.parameters()]
+    descend = those.descent(parameters, lambda: loss(r.model, r.guide, x, mask))
+
+    def step() -> None:
+        descend()
+        if critic:
+            adversarial.update(r.model, r.guide, x, mask)
+
+    return lambda: timed(step, 0.0)
+
+
+def ratios(args: argparse.Namespace) -> list[Row]:
+    """What resampling costs, and what a critic costs."""
+    medium, music = (TINY, TINY) if args.smoke else (SIZES["medium"], SIZES["music"])
+    forward = {"view": "conditional", "critic": "feedforward", "lipschitz": "z"}
+    runs = {
+        "elbo": trainer(medium, ELBO()),
+        "fivo-4": trainer(medium, FIVO(num_particles=4)),
+        "critic, spectral": trainer(medium, None, forward),
+        "critic, LSTM": trainer(medium, None, {"view": "trajectory", "critic": "lstm"}),
     }
-    seconds: dict[str, list[float]] = {key: [] for key in contenders}
-    for i in range(rounds + 1):
-        for key, run in contenders.items():
-            started = time.perf_counter()
-            run()
-            if i:  # the first round warms up
-                seconds[key].append(time.perf_counter() - started)
-    row: dict[str, Any] = {"what": name, **size}
-    row |= {f"{key}_seconds": round(median(values), 4) for key, values in seconds.items()}
-    for key in ("fivo", "fivo, always"):
-        ratios = sorted(f / i for f, i in zip(seconds[key], seconds["iwae"], strict=True))
-        row[f"{key}_ratio"] = round(median(ratios), 2)
-        row[f"{key}_ratio_spread"] = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
-    return row
+    rows = beside(alternate(runs, args.rounds, "medium"), "elbo", what="ratio, medium")
+    for label, size in (("music", music), ("music, 256 units", music._replace(H=256))):
+        runs = {
+            "iwae-8": trainer(size, IWAE(num_particles=8)),
+            "fivo-8": trainer(size, FIVO(num_particles=8)),
+            "fivo-8, always": trainer(size, FIVO(num_particles=8, criterion="always")),
+        }
+        rows += beside(alternate(runs, args.rounds, label), "iwae-8", what=f"ratio, {label}")
+    return rows
 
 
-def peak(num_particles: int, size: dict[str, int], threads: int) -> float:
+def tensors(size: Size, options: Row) -> float:
+    """MiB of tensors at their peak in forward and backward, by the allocator's own events."""
+    r, (x, mask) = those.recipe(size), those.data(size)
+    own = [*r.model.parameters(), *r.guide.parameters()]
+    for _ in range(2):  # the first time some things are made once for all
+        loss = ELBO(**options)
+        gc.collect()
+        with torch.profiler.profile(profile_memory=True) as profile:
+            torch.autograd.grad(loss(r.model, r.guide, x, mask), own)
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    return round(max(accumulate(e.nbytes() for e in changes)) / 2**20, 3)
+
+
+def measured(points: Row, args: argparse.Namespace, *bases: str, what: str) -> list[Row]:
+    """Time of ELBO steps, and peak of their tensors beside data, weights and optimiser."""
+    runs = {name: trainer(size, ELBO(**options)) for name, (size, options) in points.items()}
+    rows = beside(alternate(runs, (args.rounds + 1) // 2, what), *bases, what=what)
+    for row, (size, options) in zip(rows, tqdm(points.values(), desc="memory"), strict=True):
+        row |= {"mib": tensors(size, options), **size._asdict(), **options}
+    return rows
+
+
+def growth(args: argparse.Namespace) -> list[Row]:
+    """An ELBO step as one size doubles, the others at their base; slopes on log-log axes."""
+    base, particles = (TINY, 2) if args.smoke else (Size(16, 50, 50, 32, 128), 4)
+    doublings = [0.5, 1, 2] if args.smoke else [0.5, 1, 2, 4, 8]
+    middles = {"T": base.T, "B": base.B, "K": particles, "H": base.H}
+    grids = {name: [int(one * by) for by in doublings] for name, one in middles.items()}
+    points = {}
+    for name, grid in grids.items():
+        for value in grid:
+            size = base._replace(**{name: value} if name in Size._fields else {})
+            options = {"num_particles": value if name == "K" else particles}
+            points[f"{name} = {value}"] = (size, options)
+    rows = measured(points, args, what="growth")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    labels = {"seconds": "time of a step [s]", "mib": "peak of its tensors [MiB]"}
+    for (key, label), panel in zip(labels.items(), figure.subplots(1, 2), strict=True):
+        for name, grid in grids.items():
+            own = [row[key] for row in rows if row["contender"].startswith(name)]
+            fit = linregress(np.log2(grid), np.log2(own))
+            slope = {"slope": round(fit.slope, 3), "standard_error": round(fit.stderr, 3)}
+            rows.append({"what": f"slope of {key}", "contender": f"in {name}", **slope})
+            words = f"{name}, base {grid[1]}: slope {fit.slope:.2f} ± {fit.stderr:.2f}"
+            panel.semilogx(doublings, own, "o-", base=2, label=words)
+        multiples = "multiple of T steps, B series, K particles, H units"
+        panel.set(xlabel=multiples, ylabel=label, yscale="log")
+        panel.legend()
+    figure.savefig(args.out / "growth.png", dpi=150)
+    return rows
+
+
+def peak(particles: int, size: Size, threads: int) -> float:
     """GiB of a process that does nothing but evaluate; run in one of its own."""
     torch.set_num_threads(threads)
-    r = recipes.vrnn(size["X"], size["Z"], size["H"], "bernoulli")
-    x, mask = rolls(size)
-    kept = {"num_particles": num_particles, "fivo_particles": num_particles}
-    evaluate(r.model, r.guide, x, mask, **kept)
+    r, (x, mask) = those.recipe(size), those.data(size)
+    evaluate(r.model, r.guide, x, mask, num_particles=particles, fivo_particles=particles)
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def memory(args: argparse.Namespace) -> list[Row]:
+    """An evaluation with many particles; a long series of which few states are kept."""
+    size, particles = (TINY, 30) if args.smoke else (SIZES["music"], 1024)
+    with Process(1, SPAWN) as process:
+        gib = round(process.submit(peak, particles, size, args.threads).result(), 2)
+    row = {"what": f"evaluate-{particles}, music", **size._asdict(), "peak_gib": gib}
+    size, segment = (TINY, 2) if args.smoke else (Size(8, 2000, 88, 32, 128), 100)
+    ways = {"all": (size, {}), f"one in {segment}": (size, {"segment": segment})}
+    return [row, *measured(ways, args, "all", what=f"states kept, T = {size.T}")]
+
+
+def machine(threads: int) -> Row:
+    """What the numbers were made on, and with."""
+    file, here = Path("/proc/cpuinfo"), Path(__file__).parent
+    lines = file.read_text().splitlines() if file.exists() else []
+    cpu = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    about = {"cpu": [*cpu, platform.processor()][0], "cores": os.cpu_count(), "threads": threads}
+    about["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    for name, module in {"torch": "torch", "pyro-ppl": "pyro", "jax": "jax"}.items():
+        about[name] = version(name) if find_spec(module) else None
+    failed, commit = subprocess.getstatusoutput(f'git -C "{here}" rev-parse HEAD')
+    return about | {"commit": None if failed else commit}
+
+
 def main() -> None:
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
+    parser.add_argument("--sizes", choices=SIZES, nargs="+", default=[*SIZES][1:])
+    parser.add_argument("--device", choices=devices, nargs="+", default=devices)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
-    parser.add_argument("--smoke", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     args = parser.parse_args()
-    torch.set_num_threads(1 if args.smoke else args.threads)
-    small = {"B": 2, "T": 5, "X": 8, "Z": 2, "H": 4}
-    sizes = {"small": small} if args.smoke else SIZES
-    rows = [ratio(name, size, 2 if args.smoke else args.rounds) for name, size in sizes.items()]
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        name, size = next(iter(sizes.items()))
-        particles = 30 if args.smoke else 1024
-        memory = pool.apply(peak, (particles, size, args.threads))
-        rows.append({"what": f"evaluate-{particles}, {name}", **size})
-        rows[-1]["peak_gib"] = round(memory, 2)
-    for row in rows:
-        print("  ".join(f"{key}={value}" for key, value in row.items()))
+    args.least = 0.0 if args.smoke else 0.5  # seconds of a contender's round
+    args.rounds, args.threads = (2, 1) if args.smoke else (args.rounds, args.threads)
+    torch.set_num_threads(args.threads)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # keeps torch's profiler silent
     args.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    if "contenders" in args.only:
+        for device in args.device:
+            for label in ["tiny"] if args.smoke else args.sizes:
+                rows += contest(label, SIZES[label], device, args)
+        print(*those.missing(), sep="\n")
+    for part in (ratios, growth, memory):
+        rows += part(args) if part.__name__ in args.only else []
+    for row in rows:
+        rest = [f"{k}={v}" for k, v in row.items() if k not in (*Size._fields, "contender")]
+        print(f"{row.get('contender', ''):18}", *rest)
     write_csv(args.out / "benchmark.csv", rows)
+    about = {"machine": machine(args.threads), "rows": rows}
+    (args.out / "benchmark.json").write_text(json.dumps(about, indent=1) + "\n")
     print(f"written: {args.out / 'benchmark.csv'}")
 
 

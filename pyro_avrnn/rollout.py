@@ -7,6 +7,7 @@ mode).
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyro.distributions as dist
@@ -14,7 +15,7 @@ import torch
 from torch import Size, Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyro_avrnn import engine
+from pyro_avrnn import engine, products
 from pyro_avrnn.networks import diagonal_normal
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def rollout(
         state = model.condition(state, f)
         of_f = (prior_f.log_prob(f), proposal_f.log_prob(f))
     run = _Run(model, guide, learns, compile, _chooser(select, mask, of_f))
-    c = guide.encode(x, mask).transpose(0, 1)  # (T, B, C)
+    with _faster(x, particles):
+        c = guide.encode(x, mask).transpose(0, 1)  # (T, B, C)
     x_all, observed = x.transpose(0, 1), mask.t().unsqueeze(1)
     piece = (
         run.piece(state, c, x_all, z, range(length))
@@ -218,10 +220,11 @@ class _Run(NamedTuple):
             states, (z, *own) = path.states, path.results
         after = type(state)(*(tensor[-1] for tensor in states)) if go_on else None
         stacked = type(state)(*(tensor[: len(x)] for tensor in states))
-        prior, emission = model.transition(stacked), model.emission(z, stacked)
         # a normal proposal's mean and scale are known, and a flow's log q(z)
         normal, told = len(own) == 2, len(own) == 1
-        proposal = diagonal_normal(*own) if normal else guide.proposal(stacked, c.unsqueeze(1))
+        with _faster(x, z.shape[1]):
+            prior, emission = model.transition(stacked), model.emission(z, stacked)
+            proposal = diagonal_normal(*own) if normal else guide.proposal(stacked, c.unsqueeze(1))
         return _Piece(
             states=stacked,
             after=after,
@@ -325,6 +328,13 @@ class _Remembered:
             else:
                 torch.set_rng_state(state)
         return parents
+
+
+def _faster(x: Tensor, particles: int) -> Any:
+    """Networks of all steps go by the faster matrix products, where there are rows enough."""
+    many = x.shape[0] * x.shape[1] * particles >= 512
+    plain = x.dtype != torch.float32 or x.is_cuda or products.onednn() is None
+    return products.Faster() if many and not plain else nullcontext()
 
 
 def _chooser(

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from pyro_avrnn.engine.capture import VIEWS, Part, aten, value
 from pyro_avrnn.engine.views import over_time
+from pyro_avrnn.products import linear
 
 _log = logging.getLogger(__name__)
 
@@ -77,10 +78,10 @@ def _many(node: fx.Node, values: dict[fx.Node, Any], rows: set[fx.Node], length:
     if kind in (aten.mm.default, aten.addmm.default) and not node.kwargs:
         *bias, left, right = args
         if left in rows and right not in rows:
-            flat = values[left].flatten(0, 1), values[right]
+            flat, weight = values[left].flatten(0, 1), values[right].t()
             if bias and bias[0] not in rows and value(bias[0]).ndim == 1:
-                return torch.addmm(values[bias[0]], *flat).unflatten(0, (length, -1))
-            made = torch.mm(*flat).unflatten(0, (length, -1))
+                return linear(flat, weight, values[bias[0]]).unflatten(0, (length, -1))
+            made = linear(flat, weight).unflatten(0, (length, -1))
             return made + values[bias[0]] if bias else made
     if kind is aten.cat.default:
         pieces = [

@@ -23,6 +23,7 @@ from pyro_avrnn.engine.capture import (
     value,
 )
 from pyro_avrnn.engine.views import over_time
+from pyro_avrnn.products import dense, onednn, pays, times
 
 #: operations that write into a tensor given to them: how they are called
 _INTO: dict[Any, tuple[Any, str]] = {
@@ -179,9 +180,27 @@ class _Writer:
         self.places[node] = self.memory[node]
         if node in self.joins:
             self._fill(node)
+        elif self._by_onednn(node):
+            *bias, left, right = map(self.ref, node.args)
+            whole, weight = self.constant(dense), f"w_{node.name}"
+            if self.places[node.args[-1]].kind == "constant":
+                self.before.append(f"{weight} = {whole}({right}.t())")
+            else:
+                weight = f"{whole}({right}.t())"
+            made = f"{self.constant(onednn())}({whole}({left}), {weight}, None, 'none', [], '')"
+            into = self.ref(node)
+            line = f"torch.add({made}, {bias[0]}, out={into})" if bias else f"{into}.copy_({made})"
+            self.body.append(line)
         else:
             function, into = _INTO[node.target]
             self.body.append(self.call(node, function, **{into: self.ref(node)}))
+
+    @staticmethod
+    def _by_onednn(node: fx.Node) -> bool:
+        if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
+            return False
+        left, right = (value(n) for n in node.args[-2:])
+        return pays(*left.shape, right.shape[1], left)
 
     def reserve(self, node: fx.Node, expression: str | None = None, rows: bool = False) -> None:
         """Memory of a node, new if no expression says where."""
@@ -591,7 +610,7 @@ def total(formula: Any, known: dict[fx.Node, Tensor]) -> Tensor:
     kind, *parts = formula
     if kind == "mm":
         left, right = (seen(n, known).flatten(0, 1) for n in parts)
-        return torch.mm(left.t(), right)
+        return times(left.t(), right.t())
     if kind == "sum":
         node, dims, keep = parts
         summed = seen(node, known).sum(dim=[0, *dims], keepdim=keep)

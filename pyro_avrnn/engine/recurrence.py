@@ -1,7 +1,10 @@
 """``run``: the recurrence of a model and guide as one function of all steps."""
 
 import logging
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -9,7 +12,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
@@ -43,12 +45,17 @@ class _Run(torch.autograd.Function):
         watch: list[Any] = [] if select is None else [select, []]
         states, wanted, saved = driver.forward(length, *watch, *ordered)
         ctx.loop, ctx.driver, ctx.length, ctx.parents = loop, driver, length, watch[1:]
-        ctx.save_for_backward(*loop.slim(ordered), *states, *saved)
+        # saved views of what is returned would be views made without gradients
+        ctx.save_for_backward(*loop.slim(ordered), *states, *(s.data for s in saved))
         return (*states, *wanted)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "the recurrence has no second derivatives (create_graph=True) on the fast path; "
+                "compute it inside `with pyro_avrnn.engine.switched_off():`"
+            )
         loop, kept, count = ctx.loop, list(ctx.saved_tensors), len(ctx.loop.before)
         start = len(loop.fixed) + len(loop.rows)
         kept[start : start + count] = [s[:-1] for s in kept[start : start + count]]
@@ -91,9 +98,9 @@ class Recurrence:
             rest = flat[len(names) :]
             return functional_call(step, own, (rest[:count], *rest[count:]))
 
-        examples = [*weights, *state, c[0], x[0]]
+        examples = [e.detach().clone() for e in (*weights, *state, c[0], x[0])]
         with torch.random.fork_rng(_devices(x)):
-            graph = traced(run, [e.detach() for e in examples], marks=True)
+            graph = traced(run, examples, marks=True)
             self.parts: Parts = take_apart(graph, len(names), count, watched)
             self.learns = learns
             self.driver: Chunks | Loop | None = None
@@ -322,10 +329,21 @@ def draw(proposal: Any, learns: bool) -> Tensor:
 
 #: a capture costs as much as a hundred steps or so; shorter sequences are not worth one
 LEAST_STEPS = 16
-_CACHE: WeakKeyDictionary[nn.Module, dict[Any, tuple[Recurrence | None, list[Any]]]] = (
+_CACHE: WeakKeyDictionary[nn.Module, dict[Any, tuple[Recurrence | None, Any]]] = (
     WeakKeyDictionary()
 )
 _KEPT = 16  # captures of a guide, by shapes and modes
+_ON = ContextVar("on", default=True)
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Rollouts run step by step in here: for second derivatives, or to see each step."""
+    before = _ON.set(False)
+    try:
+        yield
+    finally:
+        _ON.reset(before)
 
 
 def run(
@@ -349,7 +367,8 @@ def run(
         select: says after each step which particles go on, as for a rollout.
         compile: run compiled chunks of steps.
     """
-    if len(x) < LEAST_STEPS or not isinstance(guide, nn.Module) or _autocast():
+    short = len(x) < LEAST_STEPS or not isinstance(guide, nn.Module)
+    if short or _autocast() or not _ON.get():
         return None
     single = select is None and len(state[0]) == 1  # a dimension less, for one particle
     now = [tensor.squeeze(0) for tensor in state] if single else [*state]
@@ -358,13 +377,12 @@ def run(
     if seen is None:
         return None
     kept = _CACHE.setdefault(guide, {})
-    if seen.key in kept:
-        kept[seen.key] = found, _ = kept.pop(seen.key)  # the latest used is the last
-    else:
-        found = _capture(step, seen.tensors, now, c, x, select is not None)
-        kept[seen.key] = found, seen.held
-        while len(kept) > _KEPT:
-            del kept[next(iter(kept))]
+    found, held = kept.pop(seen.key, (None, None))  # the latest used is the last
+    if held is None or any(alive() is None for alive in held):
+        found, held = _capture(step, seen.tensors, now, c, x, select is not None), seen.held
+    kept[seen.key] = found, held
+    if len(kept) > _KEPT:
+        del kept[next(iter(kept))]
     if found is None:
         return None
     path = found(seen.tensors, now, c, x, select=select, compile=compile)
@@ -382,15 +400,16 @@ def _capture(
     watched: bool,
 ) -> Recurrence | None:
     """The recurrence of this step, or None, with the reason in the log."""
-    given = [_leaf(tensor) for tensor in state], _leaf(c[:2]), _leaf(x[:2])
     try:
+        given = [_leaf(tensor) for tensor in state], _leaf(c[:2]), _leaf(x[:2])
         with saved_tensors_hooks(_same, _same):  # nothing of this is for checkpointing to see
             with pyro.validation_enabled(False):  # a look at numbers is no part of a graph
                 found = Recurrence(step, tensors, *given, torch.is_grad_enabled(), watched)
             check(found, step, tensors, *given)
     except Exception as reason:  # noqa: BLE001 - whatever tracing cannot do, the loop can
         names = type(step.model).__name__, type(step.guide).__name__
-        _log.info("%s with %s runs step by step: %s", *names, reason)
+        why = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+        _log.info("%s with %s runs step by step: %s", *names, why)
         return None
     return found
 
@@ -475,35 +494,58 @@ class _Seen(NamedTuple):
 
     key: tuple[Any, ...]  # what a capture depends on, beyond the values of tensors
     tensors: dict[str, Tensor]  # parameters and buffers
-    held: list[Any]  # objects that the key names by their identity
+    held: list[Callable[[], Any]]  # give the objects that the key names by their identity
 
 
 def _look(step: nn.Module, state: Sequence[Tensor], c: Tensor, x: Tensor) -> _Seen | None:
     """All that a capture of this step depends on; None if hooks look on."""
     key: list[Any] = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
     tensors: dict[str, Tensor] = {}
-    held: list[Any] = []
+    held: list[Callable[[], Any]] = []
     for tensor in (*state, c[0], x[0]):
         key.append((tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad))
+    if any(_OF_ALL):
+        return None
     for path, module in step.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        key.append(type(module))
+        if any(getattr(module, name, None) for name in _HOOKS):
             return None
         for name, thing in vars(module).items():
             if name in ("_parameters", "_buffers"):
                 for own, tensor in thing.items():
                     if tensor is not None:
                         tensors[f"{path}.{own}"] = tensor
-            elif not name.startswith("_"):
-                if isinstance(thing, _PLAIN):
-                    key.append(thing)
-                else:
-                    key.append(id(thing))
-                    held.append(thing)
+            elif name == "training":
+                key.append(thing)
+            elif name not in _INTERNAL:
+                key.append(_told(thing, held))
     tensors = {name: t for t, name in {t: name for name, t in tensors.items()}.items()}
     for name, tensor in tensors.items():
         key.append((name, id(tensor), tensor.shape, tensor.dtype, tensor.requires_grad))
-        held.append(tensor)
+        held.append(weakref.ref(tensor))
     return _Seen(tuple(key), tensors, held)
 
 
-_PLAIN = (bool, int, float, str, type(None))
+def _told(thing: Any, held: list[Callable[[], Any]], depth: int = 0) -> Any:
+    """What a value of an attribute is: itself, if it is plain, else which object."""
+    if isinstance(thing, bool | int | float | str | None):
+        return type(thing), thing
+    if isinstance(thing, list | tuple | dict) and depth < 3:
+        items = [*thing.items()] if isinstance(thing, dict) else thing
+        return type(thing), *(_told(item, held, depth + 1) for item in items)
+    try:
+        held.append(weakref.ref(thing))  # another object may come to have its identity
+    except TypeError:
+        held.append(lambda: thing)
+    return id(thing)
+
+
+#: attributes that every module has, and those that say that somebody looks at its calls
+_INTERNAL = set(vars(nn.Module()))
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_OF_ALL = [getattr(nn.modules.module, f"_global{name}") for name in _HOOKS]
