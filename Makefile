@@ -17,7 +17,7 @@ demo: .venv/.installed  ## a short run of the main job, under 6 minutes on 2 cor
 	$(BIN)/avrnn compare --data vowels --seeds 1 --steps 300 --out $(OUT)
 
 test: .venv/.installed  ## the whole suite, under 12 minutes on 2 cores
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .
@@ -97,8 +97,9 @@ zoo: .venv/.installed  ## every model on the vowels
 swap: .venv/.installed  ## every prior with every guide, VRNN on the vowels
 	$(BIN)/python examples/swap_guides_and_priors.py --jobs 2 --out examples/results/swap
 
-benchmark: .venv/.installed  ## the cost of resampling, the memory of an evaluation
-	$(BIN)/python examples/benchmark.py --threads 1 --rounds 7 --out examples/results/benchmark
+benchmark: .venv/.installed  ## speed beside plain torch and JAX, growth, memory: 20 minutes, 2 threads
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(BIN)/python examples/benchmark.py --rounds 5 --out examples/results/benchmark
 
 clean:
 	rm -rf .venv runs

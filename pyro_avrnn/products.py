@@ -5,6 +5,9 @@ against oneDNN's 0.43 TFLOP/s on two cores of an EPYC. Which of them is asked de
 and sizes alone, never on a measurement, so that a run can be repeated bit for bit.
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 #: multiplications below which a call's overhead decides
 LEAST = 2**21
+#: and the width below which oneDNN is the slower one
+NARROWEST = 128
+#: multiplications of a product that a second thread is of use for
+SHARED = 2**19
 
 
 @cache
@@ -38,11 +45,12 @@ def onednn() -> Any:
     return product if right else None
 
 
-def pays(rows: int, left: int, right: int, example: Tensor) -> bool:
-    """Whether a product of ``(rows, left)`` and ``(left, right)`` goes to oneDNN."""
-    if example.dtype != torch.float32 or example.device.type not in ("cpu", "meta"):
+def pays(rows: int, weight: Tensor) -> bool:
+    """Whether a product of so many rows with this matrix goes to oneDNN."""
+    if weight.dtype != torch.float32 or weight.device.type not in ("cpu", "meta"):
         return False
-    return rows * left * right >= LEAST and onednn() is not None
+    large = rows * weight.numel() >= LEAST and min(weight.shape) >= NARROWEST
+    return large and onednn() is not None
 
 
 def dense(x: Tensor) -> Tensor:
@@ -52,10 +60,30 @@ def dense(x: Tensor) -> Tensor:
 
 def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x weight' + bias``, x ``(rows, in)``, weight ``(out, in)``; no gradients."""
-    if pays(len(x), *weight.shape, x):
+    if pays(len(x), weight):
         return onednn()(dense(x), dense(weight), bias, "none", [], "")
     made = torch.mm(x, weight.t())
     return made if bias is None else made + bias
+
+
+@contextmanager
+def undisturbed(small: bool) -> Iterator[None]:
+    """For a loop of many small operations; all is as before when it ends.
+
+    Python's collector does not run in here: rows by the thousand would wake it again and again.
+    Small products are not shared among threads, which takes longer than they do.
+    """
+    threads, collects = torch.get_num_threads(), gc.isenabled()
+    gc.disable()
+    if small and threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if small and threads > 1:
+            torch.set_num_threads(threads)
+        if collects:
+            gc.enable()
 
 
 class _Linear(torch.autograd.Function):
@@ -82,7 +110,7 @@ class _Linear(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear`` by the faster library."""
     rows = x.numel() // max(x.shape[-1], 1)
-    if not pays(rows, *weight.shape, x) or x.dtype != weight.dtype:
+    if not pays(rows, weight) or x.dtype != weight.dtype or x.device != weight.device:
         return F.linear(x, weight, bias)
     made = _Linear.apply(x.reshape(rows, x.shape[-1]), weight, bias)
     return made.reshape(*x.shape[:-1], len(weight))

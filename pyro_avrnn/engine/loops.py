@@ -23,7 +23,7 @@ from pyro_avrnn.engine.capture import (
     value,
 )
 from pyro_avrnn.engine.views import over_time
-from pyro_avrnn.products import dense, onednn, pays, times
+from pyro_avrnn.products import SHARED, dense, onednn, pays, times
 
 #: operations that write into a tensor given to them: how they are called
 _INTO: dict[Any, tuple[Any, str]] = {
@@ -193,6 +193,7 @@ class _Writer:
             self.body.append(line)
         else:
             function, into = _INTO[node.target]
+            function = getattr(function, "_op", function)  # an overload's own call is slower
             self.body.append(self.call(node, function, **{into: self.ref(node)}))
 
     @staticmethod
@@ -200,7 +201,7 @@ class _Writer:
         if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
             return False
         left, right = (value(n) for n in node.args[-2:])
-        return pays(*left.shape, right.shape[1], left)
+        return pays(len(left), right)
 
     def reserve(self, node: fx.Node, expression: str | None = None, rows: bool = False) -> None:
         """Memory of a node, new if no expression says where."""
@@ -339,6 +340,9 @@ class Loop:
         self.before = [self.local[n] for n in states]
         known = {*self.fixed, *self.before}
         self.rows = [self.local[n] for n in part.inputs if self.local[n] not in known]
+        products = [n for n in self.graph.graph.nodes if n.target in _PRODUCTS]
+        sizes = [len(value(n.args[-2])) * value(n.args[-1]).numel() for n in products]
+        self.small = max(sizes, default=0) < SHARED  # no step is worth a second thread
         self.learns = learns is not None
         if self.learns:
             self._divide(list(self.graph.graph.nodes))
@@ -567,6 +571,7 @@ class Loop:
         return [made.get(self.local[n]) for n in self.inputs]
 
 
+_PRODUCTS = {aten.mm.default, aten.addmm.default}
 _LINEAR = {aten.neg.default, aten.slice_backward.default, aten.select_backward.default}
 
 

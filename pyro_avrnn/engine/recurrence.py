@@ -19,6 +19,7 @@ from pyro_avrnn.engine.batched import all_steps
 from pyro_avrnn.engine.capture import Part, Parts, Uncapturable, take_apart, traced, value
 from pyro_avrnn.engine.compiled import Chunks, warn
 from pyro_avrnn.engine.loops import Loop
+from pyro_avrnn.products import undisturbed
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class _Run(torch.autograd.Function):
     ) -> Any:
         ordered = loop.order(inputs)
         watch: list[Any] = [] if select is None else [select, []]
-        states, wanted, saved = driver.forward(length, *watch, *ordered)
+        with undisturbed(loop.small):
+            states, wanted, saved = driver.forward(length, *watch, *ordered)
         ctx.loop, ctx.driver, ctx.length, ctx.parents = loop, driver, length, watch[1:]
         # saved views of what is returned would be views made without gradients
         ctx.save_for_backward(*loop.slim(ordered), *states, *(s.data for s in saved))
@@ -61,7 +63,8 @@ class _Run(torch.autograd.Function):
         kept[start : start + count] = [s[:-1] for s in kept[start : start + count]]
         late = [cotangents[i].contiguous() for i in loop.live if i >= count]
         late += [g.contiguous() for g in cotangents[:count]]
-        found = ctx.driver.backward(ctx.length, *ctx.parents, *kept, *late)
+        with undisturbed(loop.small):
+            found = ctx.driver.backward(ctx.length, *ctx.parents, *kept, *late)
         return None, None, None, None, *loop.finish(kept, late, found)
 
 
@@ -230,7 +233,8 @@ class Recurrence:
                 made = _Run.apply(self.loop, driver, select, length, *inputs)
             else:
                 watch: list[Any] = [] if select is None else [select, []]
-                states, wanted, _ = driver.forward(length, *watch, *self.loop.order(inputs))
+                with undisturbed(self.loop.small):
+                    states, wanted, _ = driver.forward(length, *watch, *self.loop.order(inputs))
                 made = (*states, *wanted)
         wanted_nodes = parts.loop.outputs[len(parts.recurring) :]
         known |= dict(zip(wanted_nodes, made[len(parts.recurring) :], strict=False))
