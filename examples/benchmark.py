@@ -4,10 +4,8 @@ Four parts. contenders: one step (forward, backward, Adam) of one VRNN written i
 turn, each in its own process, beside the time its matrix products alone would take. ratios: FIVO
 over ELBO and IWAE, an adversarial step over an ELBO step. growth: time and memory as sizes double.
 memory: an evaluation with 1,024 particles, and a long series of which one state in 100 is kept.
-
-Expect rollout to be 2 to 6 times as fast as the markov loop, jax to lead, by far where steps are
-small; FIVO-8 to cost 1.5 times IWAE-8 at the size of the music data. 20 minutes. Matrix products
-differ by library (on AMD, JAX's are twice torch's): "at ... products" is a step's share of a rate.
+Expect rollout to be 4 to 10 times as fast as the markov loop, and jax to lead where steps are
+small, in 8 minutes. "at ... products" is a step's share of that library's rate of products.
 """
 
 import argparse
@@ -234,8 +232,10 @@ def peak(particles: int, size: Size, threads: int) -> float:
     torch.set_num_threads(threads)
     r, (x, mask) = those.recipe(size), those.data(size)
     evaluate(r.model, r.guide, x, mask, num_particles=particles, fivo_particles=particles)
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+    status = Path("/proc/self/status").read_text()  # ru_maxrss begins with the parent's
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def memory(args: argparse.Namespace) -> list[Row]:

@@ -45,7 +45,8 @@ class HasRollout(Protocol):
 
     For FIVO it takes ``select=``, called after every step as ``select(t, log_prior,
     log_emission, log_proposal)`` with t from 0 and constants ``(K, B)``; what it returns are the
-    indices ``(K, B)`` of the particles that go on, or None for all.
+    indices ``(K, B)`` of the particles that go on, or None for all. Truncated back-propagation
+    gives it ``start=``, the state before step 1; objectives may give ``segment=`` and ``compile=``.
     """
 
     def rollout(self, guide: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -106,5 +107,6 @@ def require_stepwise(model: Any, guide: Any) -> None:
         fits(guide)
 
 
-#: Called between SVI steps with (model, guide, *batch); gives numbers for the metrics.
+#: Called between SVI steps with (model, guide, *batch); gives numbers for the metrics. Where
+#: ``fit`` truncates it is also given ``start=``, the state before its window.
 Hook = Callable[..., dict[str, float]]
