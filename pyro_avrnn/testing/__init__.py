@@ -272,6 +272,10 @@ def check_loop_is_rollout(subject: _Subject) -> None:
             s.same(part, None, getattr(rolled, term), getattr(looped, term), what)
         what = "is not in the rollout what it is in the loop: the gradient of"
         _same_gradients(s, rolled, looped, what)
+        if not given:  # the same draws, scored by the proposal of stacked time
+            drawn = _rollout(s, particles)
+            scored = _rollout(s, particles, z=drawn.z, f=drawn.f)
+            _same_gradients(s, scored, _rollout(s, particles), what)
 
 
 @_conformance("padding")
