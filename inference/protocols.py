@@ -46,7 +46,7 @@ class HasRollout(Protocol):
     For FIVO it takes ``select=``, called after every step as ``select(t, log_prior,
     log_emission, log_proposal)`` with t from 0 and constants ``(K, B)``; what it returns are the
     indices ``(K, B)`` of the particles that go on, or None for all. Truncated back-propagation
-    gives it ``start=``, the state before step 1; objectives may give ``segment=`` and ``compile=``.
+    gives ``start=``, the state before step 1; objectives may give ``segment=``, ``compile=``.
     """
 
     def rollout(self, guide: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
