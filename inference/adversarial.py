@@ -29,7 +29,8 @@ from inference.divergences import (
 )
 from inference.modes import evaluating
 from inference.objectives import analytic_kl
-from inference.protocols import StepDensities, Stepwise
+from inference.densities import StepDensities
+from inference.protocols import Stepwise
 from inference.schedules import Schedule
 from inference.traces import step_densities
 
@@ -81,8 +82,8 @@ class Adversarial:
     """A critic as regulariser: ``penalty`` for the objective, ``update`` as the hook of ``fit``.
 
     Args:
-        critic: scores codes, ``critic(z, context, path) -> (T, K, B)``; high for the prior.
-        view: what it sees, a name of ``VIEWS`` or a function like those.
+        critic: scores codes, ``critic(z, context, path) -> (T, K, B)``, high for the prior; its
+            attribute ``view`` says what it is shown, a name of ``VIEWS`` or a function like those.
         divergence: ``wasserstein(...)``.
         optim: a torch optimiser over the critic's parameters alone; Adam(1e-3, (0.5, 0.9)) if
             None.
@@ -95,14 +96,13 @@ class Adversarial:
         name: prefix of its metrics.
 
     Raises:
-        ValueError: an unknown view, or a critic that the divergence's constraint does not fit.
+        ValueError: a critic without a known view, or one that the divergence's constraint does not fit.
     """
 
     def __init__(
         self,
         critic: nn.Module,
         *,
-        view: str | View = "conditional",
         divergence: Divergence | None = None,
         optim: torch.optim.Optimizer | None = None,
         critic_steps: int = 1,
@@ -110,12 +110,16 @@ class Adversarial:
         standardise: bool = False,
         name: str = "critic",
     ) -> None:
-        if isinstance(view, str) and view not in VIEWS:
-            raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
+        view = getattr(critic, "view", None)
+        if not callable(view) and view not in VIEWS:
+            raise ValueError(
+                f"critic must have an attribute view, one of {', '.join(VIEWS)} or a function, got "
+                f"{view!r} of {type(critic).__name__}; set critic.view to what it is shown"
+            )
         if critic_steps < 0:
             raise ValueError(f"critic_steps must not be negative, got {critic_steps}")
         self.critic, self.critic_steps, self.weight, self.name = critic, critic_steps, weight, name
-        self.view = VIEWS[view] if isinstance(view, str) else view
+        self.view: View = view if callable(view) else VIEWS[view]
         self.standardise = standardise
         self.divergence = wasserstein() if divergence is None else divergence
         self.divergence.constraint.check(critic)
@@ -213,7 +217,7 @@ class Adversarial:
 class Alternating:
     """Algorithm 2 of AVRNN as a hook: critic steps, then one adversarial step on TR and PS.
 
-    With ``RegularisedELBO(kl_weight=0)`` as SVI's loss (Algorithm 1, the reconstruction phase)
+    With ``ELBO(kl_weight=0)`` as SVI's loss (Algorithm 1, the reconstruction phase)
     this is the paper's schedule to the letter: reconstruction moves emission, proposal,
     recurrence and encoders; the critic moves alone; the adversarial step moves the transition
     (TR) and the proposal (PS), both with an RMSProp of their own. Known to drift on real data.

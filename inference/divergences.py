@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inference.protocols import StepDensities
+from inference.densities import StepDensities
 
 
 class Codes(NamedTuple):

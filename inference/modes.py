@@ -9,17 +9,20 @@ from torch import nn
 
 @contextmanager
 def evaluating(*programs: Any) -> Iterator[None]:
-    """In evaluation mode inside; each module, and every part of it, goes back to its own mode.
+    """Put programs into evaluation mode inside; every part then returns to its own mode.
+
+    Recurrent layers of torch without dropout stay in training mode: cuDNN has no gradient for them
+    in the other, and for them the two are the same.
 
     Args:
-        programs: models, guides, critics; what is no module has no mode.
+        programs: models, guides, critics; a program that is not a module has no mode.
     """
     yield from _in_mode(False, programs)
 
 
 @contextmanager
 def learning(*programs: Any) -> Iterator[None]:
-    """In training mode inside; as :func:`evaluating`."""
+    """Put programs into training mode inside; otherwise as :func:`evaluating`."""
     yield from _in_mode(True, programs)
 
 
@@ -28,6 +31,9 @@ def _in_mode(training: bool, programs: tuple[Any, ...]) -> Iterator[None]:
     before = [(part, part.training) for module in modules for part in module.modules()]
     for module in modules:
         module.train(training)
+    for part, _ in before:
+        if isinstance(part, nn.RNNBase) and not part.dropout:
+            part.training = True
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ resamples, usually lies above IWAE-K.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ from inference.particles import (
     systematic,
     temper,
 )
-from inference.protocols import HasRollout, StepDensities, require_stepwise
+from inference.densities import StepDensities, select_particles
+from inference.protocols import HasRollout, Penalty, require_stepwise
 from inference.schedules import Clock, Schedule
 from inference.traces import step_densities
 from inference.weights import log_mean_exp, normalise, require_usable
@@ -86,24 +87,13 @@ def analytic_kl(densities: StepDensities) -> Tensor:
     return kl.where(densities.mask, 0.0)
 
 
-class Regulariser(Protocol):
-    """What an objective adds: a penalty a frame, with a weight. See ``inference.adversarial``."""
-
-    name: str
-    weight: float | Schedule
-
-    def penalty(self, densities: StepDensities) -> Tensor:
-        """Scalar, averaged over observed frames."""
-        ...
-
-
 @dataclass(kw_only=True)
 class Objective:
     """A bound as a ``loss`` for ``pyro.infer.SVI``, negative and summed over the batch.
 
     With ``kl_weight`` other than 1 the prior and the proposal enter the weights with that
     exponent, and the value is that of the weighted objective and no bound. Penalties of
-    ``regularisers`` are subtracted: each is an average over observed frames, multiplied by
+    ``penalties`` are subtracted: each is an average over observed frames, multiplied by
     their number, so that a weight of 1 prices a unit of distance in a frame at one nat.
 
     A series too long for one backward pass is taken window by window: ``svi.step(x, mask,
@@ -113,20 +103,20 @@ class Objective:
     Args:
         num_particles: K draws a sequence.
         kl_weight: a number, or a schedule over the run such as ``Ramp(0, 1, over=0.5)``.
-        regularisers: penalties with their weights, such as ``Adversarial``.
+        penalties: penalties with their weights, such as ``Adversarial``.
         clock: counts calls with gradients; give its ``total`` if ``fit`` does not train.
-        segment: for long sequences, the number of steps between states that are kept: what lies
-            between them is computed a second time by the backward pass, so that memory grows
-            with T / segment + segment and not with T; None keeps everything.
+        recompute: for long sequences, the number of steps between states that are kept: the
+            backward pass computes the steps between them a second time, so that memory grows
+            with T / recompute + recompute and not with T; None keeps everything.
         compile: run the recurrence in compiled chunks of steps, worth it where steps are small;
             needs a C++ compiler, takes half a minute once, and is kept on disk.
     """
 
     num_particles: int = 1
     kl_weight: float | Schedule = 1.0
-    regularisers: Sequence[Regulariser] = ()
+    penalties: Sequence[Penalty] = ()
     clock: Clock = field(default_factory=Clock)
-    segment: int | None = None
+    recompute: int | None = None
     compile: bool = False
     terms: dict[str, Tensor | float] = field(default_factory=dict, init=False, repr=False)
     after: Any = field(default=None, init=False, repr=False)
@@ -135,13 +125,13 @@ class Objective:
     def __post_init__(self) -> None:
         if self.num_particles < 1:
             raise ValueError(f"num_particles must be at least 1, got {self.num_particles}")
-        if self.segment is not None and self.segment < 1:
-            raise ValueError(f"segment must be at least 1 step, got {self.segment}")
+        if self.recompute is not None and self.recompute < 1:
+            raise ValueError(f"recompute must be at least 1 step, got {self.recompute}")
 
     @property
     def options(self) -> dict[str, Any]:
         """What a rollout is told beside the number of particles."""
-        given = {"segment": self.segment, "compile": self.compile or None}
+        given = {"recompute": self.recompute, "compile": self.compile or None}
         return {name: value for name, value in given.items() if value is not None}
 
     def __call__(
@@ -187,8 +177,7 @@ class Objective:
         state = model.advance(last, densities.z[-1], densities.x[-1])
         parents = self.survivors(densities)
         if parents is not None:
-            column = torch.arange(parents.shape[1], device=parents.device)
-            state = type(state)(*(tensor[parents, column] for tensor in state))
+            state = select_particles(state, parents)
         # a copy: what advance gives may be a view of a parameter, which the update then changes
         return type(state)(*(tensor.detach().clone() for tensor in state))
 
@@ -219,17 +208,16 @@ class Objective:
             self.terms = {name: objective.detach().sum() / frames, **self.terms}
         loss = -objective.sum()
         shared = getattr(densities, "f", None) is not None
-        if shared and self.regularisers and self.kl_weight == 0.0:
+        if shared and self.penalties and self.kl_weight == 0.0:
             raise NotImplementedError(
                 "a critic compares z_t alone, so with kl_weight=0 nothing would price the latent "
                 "f that all steps share; give a kl_weight above 0"
             )
-        for regulariser in self.regularisers:
-            price = self.clock.weight(regulariser.weight)
-            penalty = regulariser.penalty(densities)
-            self.terms[f"{regulariser.name}_penalty"] = penalty.detach()
-            self.terms[f"{regulariser.name}_weight"] = price
-            loss = loss + price * frames * penalty
+        for penalty in self.penalties:
+            price, paid = self.clock.weight(penalty.weight), penalty.penalty(densities)
+            self.terms[f"{penalty.name}_penalty"] = paid.detach()
+            self.terms[f"{penalty.name}_weight"] = price
+            loss = loss + price * frames * paid
         return loss
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
@@ -250,7 +238,7 @@ class ELBO(Objective):
     """Negative evidence lower bound: beta-VAE and KL annealing by ``kl_weight``, free bits.
 
     Args:
-        num_particles, kl_weight, regularisers, clock: as for :class:`Objective`; the draws of a
+        num_particles, kl_weight, penalties, clock: as for :class:`Objective`; the draws of a
             sequence are averaged.
         analytic_kl: the closed-form KL of each step instead of the sampled one.
         free_bits: nats of KL a frame that cost nothing: at every step the KL, averaged over
@@ -288,25 +276,12 @@ class ELBO(Objective):
         require_usable(log_weight.cumsum(dim=0).sum(dim=1))
 
 
-@dataclass
-class RegularisedELBO(ELBO):
-    """``reconstruction - kl_weight * KL - sum_i weight_i * penalty_i``, negative, as a loss.
-
-    An :class:`ELBO` that takes its regularisers first; every objective takes them by name.
-
-    Args:
-        regularisers: penalties with their weights, such as ``Adversarial``.
-    """
-
-    regularisers: Sequence[Regulariser] = ()
-
-
 @dataclass(kw_only=True)
 class IWAE(Objective):
     r"""Negative importance-weighted bound, :math:`\log \frac1K \sum_k w_k`.
 
     Args:
-        num_particles, kl_weight, regularisers, clock: as for :class:`Objective`.
+        num_particles, kl_weight, penalties, clock: as for :class:`Objective`.
         doubly_reparameterised: the guide's own parameters get the doubly reparameterised
             gradient, whose signal does not drown in noise as K grows; all others, among them
             the prior that a residual guide reads, keep the plain one. The value is the same; it
@@ -375,7 +350,7 @@ class FIVO(Objective):
     penalties, whose critic is trained on draws that were not resampled.
 
     Args:
-        num_particles, kl_weight, regularisers, clock: as for :class:`Objective`.
+        num_particles, kl_weight, penalties, clock: as for :class:`Objective`.
         resampler: "multinomial", "stratified", "systematic" or a function.
         criterion: "never", "always", "ess" (effective sample size below K / 2) or a function.
         score_function: add the term for the choice of ancestors; multinomial resampling only.
@@ -400,7 +375,7 @@ class FIVO(Objective):
                 "score_function=True needs independent draws of the ancestors; use "
                 "resampler='multinomial'"
             )
-        if any(getattr(r, "sees_path", False) for r in self.regularisers):
+        if any(getattr(r, "sees_path", False) for r in self.penalties):
             raise NotImplementedError(
                 "a critic of paths cannot follow particles that are resampled; use the view "
                 "marginal, conditional or joint, or IWAE"

@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from inference.densities import check_mask, select_particles
 from inference.protocols import require_stepwise
+from inference.random import draw, learnable
 from inference.weights import effective_sample_size, log_mean_exp, normalise
 
 #: normalised log-weights ``(K, B)`` -> bool ``(B,)``: whether to resample
@@ -322,9 +324,7 @@ def particle_filter(
             "for the bootstrap filter"
         )
     x, mask = getattr(model, "check", _checked)(x, mask)
-    learns = torch.is_grad_enabled() and any(
-        p.requires_grad for p in getattr(guide, "parameters", tuple)()
-    )
+    learns = learnable(guide)
     selection = Selection(resampler, criterion, mask)
     size, length = mask.shape
     identity = torch.arange(num_particles, device=x.device).unsqueeze(1).expand(-1, size)
@@ -333,7 +333,7 @@ def particle_filter(
     log_weight = x.new_zeros(num_particles, size)
     if getattr(model, "f_dim", 0):  # a latent that all steps share, weighed with step 1
         q_f = guide.proposal_f(x, mask).expand(log_weight.shape)
-        f = _draw(q_f, learns)
+        f = draw(q_f, learns)
         ratio = model.prior_f(log_weight.shape).log_prob(f) - q_f.log_prob(f)
         log_weight = torch.where(mask[:, 0], ratio, 0.0)
         state = model.condition(state, f)
@@ -344,7 +344,7 @@ def particle_filter(
     for t in range(length):
         observed = mask[:, t]
         q_t = guide.proposal(state, c[:, t])
-        z_t = _draw(q_t, learns)
+        z_t = draw(q_t, learns)
         step = (
             model.transition(state).log_prob(z_t)
             + model.emission(z_t, state).log_prob(x[:, t])
@@ -365,7 +365,7 @@ def particle_filter(
                 chosen = normalise(normalised + favour, t + 1)
             due, parents = selection.decide(chosen.detach(), t)
             if parents is not None:
-                state = type(state)(*(_take(value, parents) for value in state))
+                state = select_particles(state, parents)
                 factor, fresh = log_mean_exp(log_weight, dim=0), torch.zeros_like(log_weight)
                 if favour is not None:  # what a particle was favoured by is taken back
                     factor = log_mean_exp(log_weight + favour, dim=0)
@@ -391,31 +391,11 @@ def particle_filter(
     )
 
 
-def _draw(proposal: Any, learns: bool) -> Tensor:
-    if learns and not proposal.has_rsample:
-        raise NotImplementedError(
-            f"the guide's {type(proposal).__name__} is not reparameterised: its parameters would "
-            "get a wrong gradient; filter under torch.no_grad()"
-        )
-    return proposal.rsample() if proposal.has_rsample else proposal.sample()
-
-
 def _checked(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Data and prefix mask, padding overwritten, for models that do not look themselves."""
     if x.ndim != 3 or 0 in x.shape[:2]:
         raise ValueError(f"x must have shape (B, T, X), got {tuple(x.shape)}")
     if mask is None:
         return x, x.new_ones(x.shape[:2], dtype=torch.bool)
-    if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
-        raise ValueError(
-            f"mask must be bool of shape {tuple(x.shape[:2])}, got {mask.dtype} "
-            f"{tuple(mask.shape)}"
-        )
-    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-        raise ValueError("mask must be a prefix: True for a sequence's steps, then False")
+    mask = check_mask(mask, x.shape[:2])
     return torch.where(mask.unsqueeze(-1), x, 0.0), mask
-
-
-def _take(value: Tensor, parents: Tensor) -> Tensor:
-    index = parents.reshape(*parents.shape, *[1] * (value.ndim - 2))
-    return value.gather(0, index.expand_as(value))

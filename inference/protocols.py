@@ -1,4 +1,4 @@
-"""What is asked of models, guides, critics and hooks, beyond being callable."""
+"""What is asked of models, guides, penalties and hooks, beyond being callable."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -6,37 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
-
-class StepDensities(Protocol):
-    """What guide and model say of every step; shapes begin with ``(T, K, B)``.
-
-    ``mask`` is ``(T, 1, B)`` bool; a padded step has log-density 0 everywhere. ``h`` is what a
-    critic may read of the state before step t, or None where a program has no such thing;
-    ``prior`` and ``proposal`` are None where their family cannot be stacked over time.
-    """
-
-    @property
-    def z(self) -> Tensor: ...  # noqa: D102 - shapes in the class docstring
-    @property
-    def h(self) -> Tensor | None: ...  # noqa: D102
-    @property
-    def x(self) -> Tensor: ...  # noqa: D102
-    @property
-    def mask(self) -> Tensor: ...  # noqa: D102
-    @property
-    def log_prior(self) -> Tensor: ...  # noqa: D102
-    @property
-    def log_emission(self) -> Tensor: ...  # noqa: D102
-    @property
-    def log_proposal(self) -> Tensor: ...  # noqa: D102
-    @property
-    def prior(self) -> Distribution | None: ...  # noqa: D102
-    @property
-    def emission(self) -> Distribution | None: ...  # noqa: D102
-    @property
-    def proposal(self) -> Distribution | None: ...  # noqa: D102
-    @property
-    def log_weight(self) -> Tensor: ...  # noqa: D102
+from inference.densities import StepDensities
 
 
 @runtime_checkable
@@ -44,12 +14,12 @@ class HasRollout(Protocol):
     """A model that gives all its step densities at once, faster than by tracing.
 
     For FIVO it takes ``select=``, called after every step as ``select(t, log_prior,
-    log_emission, log_proposal)`` with t from 0 and constants ``(K, B)``; what it returns are the
+    log_emission, log_proposal)`` with t from 0 and constants ``(K, B)``; the result is the
     indices ``(K, B)`` of the particles that go on, or None for all. Truncated back-propagation
-    gives ``start=``, the state before step 1; objectives may give ``segment=``, ``compile=``.
+    gives ``start=``, the state before step 1; objectives may give ``recompute=``, ``compile=``.
     """
 
-    def rollout(self, guide: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def rollout(self, guide: Any, x: Tensor, *args: Any, **kwargs: Any) -> StepDensities:
         """Step densities of model and guide."""
         ...
 
@@ -58,8 +28,8 @@ class HasRollout(Protocol):
 class Stepwise(Protocol):
     """A model that can be asked for one step: needed where a state is held fixed, or chosen.
 
-    A model whose steps share a latent f has ``f_dim`` above 0, ``prior_f(batch_shape)`` and
-    ``condition(state, f)`` beside, its guide ``proposal_f(x, mask)``; step densities count f with
+    A model whose steps share a latent f also has ``f_dim`` above 0, ``prior_f(batch_shape)`` and
+    ``condition(state, f)``, its guide ``proposal_f(x, mask)``; step densities count f with
     step 1 and keep ``f``, ``prior_f`` and ``proposal_f``.
     """
 
@@ -80,12 +50,32 @@ class Stepwise(Protocol):
         ...
 
 
-_PROPOSING = ("encode", "proposal")
-_STEPS = ("init", "transition", "emission", "advance")
+@runtime_checkable
+class StepwiseGuide(Protocol):
+    """A guide that can be asked for one step."""
+
+    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
+        """c, ``(B, T, C)``: what is read of the data, once for all steps."""
+        ...
+
+    def proposal(self, state: Any, c_t: Tensor) -> Distribution:
+        """q(z_t | state, c_t)."""
+        ...
+
+
+class Penalty(Protocol):
+    """What an objective subtracts: a price a frame, with a weight; ``Adversarial`` is one."""
+
+    name: str
+    weight: float | Callable[[float], float]
+
+    def penalty(self, densities: StepDensities) -> Tensor:
+        """Scalar, averaged over observed frames."""
+        ...
 
 
 def require_stepwise(model: Any, guide: Any) -> None:
-    """That a model and guide can be asked for single steps, and belong together.
+    """Refuse a model and guide that cannot be asked for single steps, or do not belong together.
 
     Args:
         model: to have init, transition, emission and advance.
@@ -95,7 +85,10 @@ def require_stepwise(model: Any, guide: Any) -> None:
         TypeError: naming the functions that are missing.
         ValueError: from a model that tells its own guides from others.
     """
-    for argument, value, names in (("model", model, _STEPS), ("guide", guide, _PROPOSING)):
+    for argument, value, names in (
+        ("model", model, ("init", "transition", "emission", "advance")),
+        ("guide", guide, ("encode", "proposal")),
+    ):
         missing = [name for name in names if not callable(getattr(value, name, None))]
         if missing:
             raise TypeError(

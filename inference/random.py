@@ -1,14 +1,16 @@
-"""Explicit random state at the border of the library."""
+"""Explicit random state at the border of the library, and draws that gradients can follow."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Draws inside come from ``seed``; torch's global generators are restored afterwards.
+    """Take draws inside from ``seed``, and restore torch's global generators afterwards.
 
     Args:
         seed: None leaves the global state in charge.
@@ -27,3 +29,28 @@ def seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+def draw(distribution: Any, learns: bool) -> Tensor:
+    """Draw a latent from a guide's distribution, reparameterised where it can be.
+
+    Args:
+        distribution: of the guide.
+        learns: whether a gradient is to reach the guide's parameters through the draw.
+
+    Raises:
+        NotImplementedError: ``learns``, and a distribution that is not reparameterised.
+    """
+    if learns and not distribution.has_rsample:
+        raise NotImplementedError(
+            f"the guide's {type(distribution).__name__} is not reparameterised, so its parameters "
+            "would get a wrong gradient; pyro.infer.Trace_ELBO takes such guides, and without "
+            "gradients (torch.no_grad()) so does everything here"
+        )
+    return distribution.rsample() if distribution.has_rsample else distribution.sample()
+
+
+def learnable(guide: Any) -> bool:
+    """Whether gradients are enabled and the guide has a parameter that takes one."""
+    parameters = getattr(guide, "parameters", tuple)()
+    return torch.is_grad_enabled() and any(p.requires_grad for p in parameters)

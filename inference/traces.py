@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -10,29 +10,10 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from inference.protocols import HasRollout, StepDensities
+from inference.densities import StepDensities
+from inference.protocols import HasRollout
 
 _TIME = re.compile(r"_(\d+)$")
-
-
-class TracedDensities(NamedTuple):
-    """Step densities read off two traces; see :class:`~inference.protocols.StepDensities`."""
-
-    z: Tensor
-    h: None
-    x: Tensor
-    mask: Tensor
-    log_prior: Tensor
-    log_emission: Tensor
-    log_proposal: Tensor
-    prior: Distribution | None
-    emission: Distribution | None
-    proposal: Distribution | None
-
-    @property
-    def log_weight(self) -> Tensor:
-        """log p(x_t, z_t | past) - log q(z_t | ...), ``(T, K, B)``, nats."""
-        return self.log_prior + self.log_emission - self.log_proposal
 
 
 def step_densities(
@@ -49,7 +30,7 @@ def step_densities(
         guide: a Pyro program over the same latents, reparameterised.
         args: what both are called with, data ``(B, T, X)`` and mask ``(B, T)``.
         num_particles: K.
-        options: what else the rollout takes, such as ``segment`` and ``compile``.
+        options: what else the rollout takes, such as ``recompute`` and ``compile``.
 
     Raises:
         NotImplementedError: without a rollout, a latent that is not reparameterised, sites
@@ -77,7 +58,7 @@ def time_index(name: str) -> int:
 
 def _traced(
     model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], particles: int
-) -> TracedDensities:
+) -> StepDensities:
     with pyro.plate("particles", particles, dim=-2):
         guide_trace = poutine.trace(guide).get_trace(*args)
         model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args)
@@ -140,7 +121,7 @@ def _traced(
         mask = site.get("mask")
         whole = torch.ones(1, size, dtype=torch.bool, device=example.device)
         masks.append(whole if mask is None else whole & torch.as_tensor(mask))
-    return TracedDensities(
+    return StepDensities(
         z=values(latents),
         h=None,
         x=values(observed),

@@ -4,8 +4,8 @@ A model is four pure functions, a guide two; Pyro programs, fast rollouts, train
 diagnostics derive from them. What one does with a model is in the package ``inference``.
 """
 
+from inference.densities import StepDensities
 from pyro_avrnn import recipes
-from pyro_avrnn.rollout import StepDensities
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 
 __version__ = "0.1.0"

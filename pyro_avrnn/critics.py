@@ -25,12 +25,8 @@ VIEWS: dict[str, tuple[bool, bool, bool]] = {
 }
 
 
-def context_dim(view: str, h_dim: int, x_dim: int) -> int:
-    """Width C of the context that a view shows a critic.
-
-    Raises:
-        ValueError: an unknown view.
-    """
+def _context_dim(view: str, h_dim: int, x_dim: int) -> int:
+    """Width C of the context that a view shows a critic."""
     if view not in VIEWS:
         raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
     sees_h, sees_x, _ = VIEWS[view]
@@ -60,16 +56,24 @@ class LSTMCritic(nn.Module):
     neural networks"), https://arxiv.org/abs/2108.04496.
 
     Args:
+        view: what it is shown, a name of ``VIEWS``; kept as an attribute, which ``Adversarial``
+            reads.
         z_dim: Z.
-        context_dim: C, 0 for a view without context.
+        h_dim, x_dim: H and X, for views that show them.
         critic_dim: width of the LSTM and of the hidden layer.
+
+    Raises:
+        ValueError: an unknown view.
     """
 
     lipschitz: str | None = None
 
-    def __init__(self, z_dim: int, context_dim: int = 0, critic_dim: int = 64) -> None:
+    def __init__(
+        self, view: str, z_dim: int, h_dim: int = 0, x_dim: int = 0, *, critic_dim: int = 64
+    ) -> None:
         super().__init__()
-        self.cell = LSTM(z_dim + context_dim, critic_dim)
+        self.view = view
+        self.cell = LSTM(z_dim + _context_dim(view, h_dim, x_dim), critic_dim)
         self.head = MLP([critic_dim, critic_dim, 1])
 
     def forward(
@@ -100,25 +104,29 @@ class FeedForwardCritic(nn.Module):
     Source: Miyato et al. (2018), https://arxiv.org/abs/1802.05957, for the normalisation.
 
     Args:
-        z_dim: Z.
-        context_dim: C, 0 for a view without context.
+        view, z_dim, h_dim, x_dim: as for :class:`LSTMCritic`.
         critic_dim: width of the hidden layers, even.
         depth: number of hidden layers.
         activation: "relu", or "groupsort", with which the bound of one can be reached.
         lipschitz: None, "z" or "all".
-        window: how many codes of a path before z_t are seen; 0 for views without a path.
+        window: how many codes before z_t are seen where the view shows a path.
+
+    Raises:
+        ValueError: an unknown view, or an argument out of range.
     """
 
     def __init__(
         self,
+        view: str,
         z_dim: int,
-        context_dim: int = 0,
-        critic_dim: int = 64,
+        h_dim: int = 0,
+        x_dim: int = 0,
         *,
+        critic_dim: int = 64,
         depth: int = 2,
         activation: str = "relu",
         lipschitz: str | None = None,
-        window: int = 0,
+        window: int = 4,
     ) -> None:
         super().__init__()
         activations = {"relu": nn.ReLU, "groupsort": GroupSort}
@@ -130,10 +138,12 @@ class FeedForwardCritic(nn.Module):
             raise ValueError(
                 f"critic_dim must be even and depth at least 1, got {critic_dim} and {depth}"
             )
-        if window < 0:
-            raise ValueError(f"window must not be negative, got {window}")
-        self.lipschitz, self.window = lipschitz, window
-        context_dim += window * z_dim
+        context_dim = _context_dim(view, h_dim, x_dim)
+        if window < 1:
+            raise ValueError(f"window must be at least 1, got {window}")
+        self.view, self.lipschitz = view, lipschitz
+        self.window = window if VIEWS[view][2] else 0
+        context_dim += self.window * z_dim
         together = lipschitz == "all"
 
         def linear(width_in: int, width_out: int) -> nn.Module:
@@ -155,10 +165,10 @@ class FeedForwardCritic(nn.Module):
         """Scores ``(T, K, B)``."""
         seen = [] if context is None else [context]
         if self.window and path is None:
-            raise ValueError("this critic has a window, so its view must show a path")
+            raise ValueError(f"a critic of the view {self.view!r} must be shown a path")
         if path is not None:
             if not self.window:
-                raise ValueError("a view with a path needs a critic with window > 0, or an LSTM")
+                raise ValueError(f"a critic of the view {self.view!r} cannot be shown a path")
             for lag in range(1, self.window + 1):  # the code lag steps ago, zero before the start
                 past = torch.zeros_like(path)
                 past[lag:] = path[: max(len(path) - lag, 0)]

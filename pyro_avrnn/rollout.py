@@ -8,58 +8,46 @@ mode).
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 from torch.utils.checkpoint import checkpoint
 
+from inference.densities import StepDensities, select_particles
+from inference.protocols import Stepwise
+from inference.random import draw, learnable
 from pyro_avrnn import engine, products
 from pyro_avrnn.networks import diagonal_normal
-
-if TYPE_CHECKING:
-    from pyro_avrnn.sequence import SequenceGuide, SequenceModel
-
 
 #: (t from 0, log p(z_t), log p(x_t), log q(z_t)), each (K, B) and constant -> the step-t particles
 #: that go on, ``(K, B)`` indices, or None for all as they are
 Select = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 
 
-class StepDensities(NamedTuple):
-    """What guide and model say of every step; padded steps have log-density 0.
+class SequenceProgram(Stepwise, Protocol):
+    """What a rollout asks of a model, beyond single steps; ``SequenceModel`` has it."""
 
-    Shapes are ``(T, K, B)`` and event dimensions, unless stated. ``states`` is the model's own
-    NamedTuple with every tensor stacked; ``c`` is what the guide's ``encode`` gave.
-    """
+    z_dim: int
+    f_dim: int
 
-    z: Tensor  # (T, K, B, Z), drawn by the guide, or given
-    h: Tensor  # (T, K, B, H), the state's summary before step t
-    x: Tensor  # (T, 1, B, X)
-    mask: Tensor  # (T, 1, B) bool
-    log_prior: Tensor
-    log_emission: Tensor
-    log_proposal: Tensor
-    prior: dist.Distribution
-    emission: dist.Distribution
-    proposal: dist.Distribution
-    states: Any
-    c: Tensor  # (T, 1, B, C)
-    # of a latent that all steps share; its densities are in those of step 1, too
-    f: Tensor | None = None  # (K, B, F)
-    prior_f: dist.Distribution | None = None
-    proposal_f: dist.Distribution | None = None
+    def hidden(self, state: Any) -> Tensor:
+        """What guides and critics read of a state, ``(*batch, H)``."""
+        ...
 
-    @property
-    def log_weight(self) -> Tensor:
-        """log p(x_t, z_t | past) - log q(z_t | ...), ``(T, K, B)``, nats."""
-        return self.log_prior + self.log_emission - self.log_proposal
+    def prior_f(self, batch_shape: Size) -> dist.Distribution:
+        """p(f), for models with f_dim > 0."""
+        ...
+
+    def condition(self, state: Any, f: Tensor) -> Any:
+        """The initial state with f in it, for models with f_dim > 0."""
+        ...
 
 
 def rollout(
-    model: "SequenceModel",
-    guide: "SequenceGuide",
+    model: SequenceProgram,
+    guide: Any,
     x: Tensor,
     mask: Tensor,
     num_particles: int = 1,
@@ -67,7 +55,7 @@ def rollout(
     f: Tensor | None = None,
     select: Select | None = None,
     start: Any = None,
-    segment: int | None = None,
+    recompute: int | None = None,
     compile: bool = False,
 ) -> StepDensities:
     """Draw (or take) latents along the guide and score them under model and guide.
@@ -85,7 +73,7 @@ def rollout(
             filter resamples. Row t of the result holds the particles as they were at step t.
         start: the state before step 1, every tensor ``(K, B, ...)``, of a series that goes on;
             None for the model's own. A latent that all steps share is in it, and counted before.
-        segment: steps between the states that are kept for the backward pass, which computes
+        recompute: steps between the states that are kept for the backward pass, which computes
             everything between them a second time; None keeps it all.
         compile: run compiled chunks of the recurrence.
 
@@ -105,11 +93,9 @@ def rollout(
     particles = num_particles if z is None else z.shape[1]
     if particles < 1:
         raise ValueError("z must hold at least one particle, got K = 0")
-    if segment is not None and segment < 1:
-        raise ValueError(f"segment must be at least 1 step, got {segment}")
-    learns = torch.is_grad_enabled() and any(
-        p.requires_grad for p in getattr(guide, "parameters", tuple)()
-    )
+    if recompute is not None and recompute < 1:
+        raise ValueError(f"recompute must be at least 1 step, got {recompute}")
+    learns = learnable(guide)
     state = model.init(Size((particles, size)))
     prior_f = proposal_f = None
     of_f: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)  # log p(f), log q(f)
@@ -125,7 +111,7 @@ def rollout(
         prior_f = model.prior_f(Size((size,)))
         proposal_f = guide.proposal_f(x, mask)
         if f is None:
-            f = engine.draw(proposal_f.expand(Size((particles, size))), learns)
+            f = draw(proposal_f.expand(Size((particles, size))), learns)
         state = model.condition(state, f)
         of_f = (prior_f.log_prob(f), proposal_f.log_prob(f))
     run = _Run(model, guide, learns, compile, _chooser(select, mask, of_f))
@@ -134,8 +120,8 @@ def rollout(
     x_all, observed = x.transpose(0, 1), mask.t().unsqueeze(1)
     piece = (
         run.piece(state, c, x_all, z, range(length))
-        if segment is None
-        else run.in_segments(state, c, x_all, z, range(length), segment)
+        if recompute is None
+        else run.in_segments(state, c, x_all, z, range(length), recompute)
     )
     log_prior, log_proposal = piece.log_prior, piece.log_proposal
     if prior_f is not None:
@@ -183,8 +169,8 @@ _Chooser = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 class _Run(NamedTuple):
     """What all pieces of one rollout have in common."""
 
-    model: "SequenceModel"
-    guide: "SequenceGuide"
+    model: SequenceProgram
+    guide: Any
     learns: bool
     compile: bool
     choose: _Chooser | None
@@ -238,7 +224,7 @@ class _Run(NamedTuple):
         )
 
     def in_segments(
-        self, state: Any, c: Tensor, x: Tensor, z: Tensor | None, steps: range, segment: int
+        self, state: Any, c: Tensor, x: Tensor, z: Tensor | None, steps: range, recompute: int
     ) -> _Piece:
         """The same in pieces, of which nothing but their results is kept for the backward pass."""
         run = self._replace(choose=None if self.choose is None else _Remembered(self.choose))
@@ -250,8 +236,8 @@ class _Run(NamedTuple):
             )
 
         pieces: list[_Piece] = []
-        for a in range(0, len(steps), segment):
-            part = steps[a : a + segment]
+        for a in range(0, len(steps), recompute):
+            part = steps[a : a + recompute]
             pieces.append(checkpoint(slim, state, c, x, z, part, use_reentrant=False))
             state = pieces[-1].after
 
@@ -291,7 +277,7 @@ class _Run(NamedTuple):
         for t in range(length):
             if z is None or choose is not None:
                 q_t = self.guide.proposal(state, c[t])
-            z_t = engine.draw(q_t, self.learns) if z is None else z[t]
+            z_t = draw(q_t, self.learns) if z is None else z[t]
             if z is None:
                 known.append(engine.of_proposal(q_t, z_t))
             draws.append(z_t)
@@ -301,7 +287,7 @@ class _Run(NamedTuple):
             if choose is not None:  # the densities with gradients are computed once, for all steps
                 parents = choose(t, *engine.terms(model, before, q_t, z_t, x[t]))
                 if parents is not None:
-                    state = _gather(state, parents)
+                    state = select_particles(state, parents)
             states.append(state)
         stacked = type(state)(*map(torch.stack, zip(*states, strict=True)))
         drawn = torch.stack(draws) if z is None else z
@@ -370,15 +356,3 @@ def _parameters(distribution: Any) -> tuple[Tensor, Tensor] | None:
     """Mean and scale of a diagonal normal, None of others."""
     own: Any = getattr(distribution, "base_dist", None)
     return (own.loc, own.scale) if type(own) is dist.Normal else None
-
-
-def _gather(state: Any, parents: Tensor) -> Any:
-    """Of every tensor ``(K, B, ...)`` the particles ``parents`` (K, B)."""
-    particles, size = parents.shape
-    flat = (parents * size + torch.arange(size, device=parents.device)).reshape(-1)
-    return type(state)(
-        *(
-            value.reshape(particles * size, -1).index_select(0, flat).view_as(value)
-            for value in state
-        )
-    )

@@ -20,8 +20,9 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
+from inference.densities import StepDensities, check_mask
 from pyro_avrnn.networks import agree, broadcast_cat, width
-from pyro_avrnn.rollout import Select, StepDensities, rollout
+from pyro_avrnn.rollout import Select, rollout
 
 
 class SequenceModel(nn.Module, ABC):
@@ -183,7 +184,7 @@ class SequenceModel(nn.Module, ABC):
         f: Tensor | None = None,
         select: Select | None = None,
         start: Any = None,
-        segment: int | None = None,
+        recompute: int | None = None,
         compile: bool = False,
     ) -> StepDensities:
         """The same joint density with time as a batch dimension; see :func:`~.rollout.rollout`.
@@ -197,7 +198,7 @@ class SequenceModel(nn.Module, ABC):
             f: with them, the latents ``(K, B, F)`` of a model that has such.
             select: says after each step which particles go on; see :data:`~.rollout.Select`.
             start: the state before step 1, tensors ``(K, B, ...)``, of a series that goes on.
-            segment: steps between the states kept for the backward pass; None keeps all.
+            recompute: steps between the states kept for the backward pass; None keeps all.
             compile: run compiled chunks of the recurrence: worth it where steps are small.
 
         Returns:
@@ -207,7 +208,7 @@ class SequenceModel(nn.Module, ABC):
         x, mask = self.check(x, mask)
         _register("model", self)
         _register("guide", guide)
-        given = (num_particles, z, f, select, start, segment, compile)
+        given = (num_particles, z, f, select, start, recompute, compile)
         return rollout(self, guide, x, mask, *given)
 
     def check(self, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor]:
@@ -310,31 +311,6 @@ class SequenceGuide(nn.Module, ABC):
                 with _masked(ragged, t):
                     z_t = pyro.sample(f"z_{t}", self.proposal(state, c[:, t - 1]))
                     state = self.advance(state, z_t, x[:, t - 1])
-
-
-def check_mask(mask: Tensor, shape: Size) -> Tensor:
-    """The mask, if it is a bool prefix mask of that shape.
-
-    Args:
-        mask: to be ``(B, T)`` bool, True for the steps a sequence has, False after its end.
-        shape: the (B, T) of the data.
-
-    Raises:
-        ValueError: another shape, or a mask with a hole.
-        TypeError: not bool.
-    """
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask must be a tensor of dtype bool, got {kind}; use mask.bool()")
-    if mask.ndim != 2 or mask.shape != shape:
-        raise ValueError(f"mask must have shape {tuple(shape)}, got {tuple(mask.shape)}")
-    holes = (mask[:, 1:] & ~mask[:, :-1]).any(dim=1)
-    if bool(holes.any()):
-        raise ValueError(
-            "mask must be a prefix (True for a sequence's steps, then False); sequence "
-            f"{int(holes.nonzero()[0])} is observed again after a gap"
-        )
-    return mask
 
 
 def _masked(mask: Tensor | None, t: int) -> Any:

@@ -5,6 +5,6 @@ See :mod:`~pyro_avrnn.engine.capture` for how a step is taken apart,
 :mod:`~pyro_avrnn.engine.recurrence` for when.
 """
 
-from pyro_avrnn.engine.recurrence import draw, of_proposal, run, switched_off, terms
+from pyro_avrnn.engine.recurrence import of_proposal, run, switched_off, terms
 
-__all__ = ["draw", "of_proposal", "run", "switched_off", "terms"]
+__all__ = ["of_proposal", "run", "switched_off", "terms"]

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
+from inference.random import draw
 from pyro_avrnn.engine.batched import all_steps
 from pyro_avrnn.engine.capture import Part, Parts, Uncapturable, take_apart, traced, value
 from pyro_avrnn.engine.compiled import Chunks, warn
@@ -315,20 +316,6 @@ def of_proposal(proposal: Any, z_t: Tensor) -> list[Tensor]:
         if proposal.reinterpreted_batch_ndims == 1:
             return [proposal.base_dist.loc, proposal.base_dist.scale]
     return []
-
-
-def draw(proposal: Any, learns: bool) -> Tensor:
-    """A draw of the proposal, reparameterised if it can be.
-
-    Raises:
-        NotImplementedError: one that cannot be, though it is to learn.
-    """
-    if learns and not proposal.has_rsample:
-        raise NotImplementedError(
-            f"the guide's {type(proposal).__name__} is not reparameterised, so its parameters "
-            "would get no gradient; pyro.infer.Trace_ELBO takes such guides"
-        )
-    return proposal.rsample() if proposal.has_rsample else proposal.sample()
 
 
 #: a capture costs as much as a hundred steps or so; shorter sequences are not worth one

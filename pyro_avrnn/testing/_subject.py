@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Size, Tensor, nn
 
-from pyro_avrnn.rollout import StepDensities
+from inference.densities import StepDensities
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 
 #: whose density each term is

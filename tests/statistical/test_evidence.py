@@ -18,7 +18,7 @@ from inference.particles import CRITERIA, RESAMPLERS, Selection, multinomial, st
 from inference.weights import log_mean_exp
 from pyro_avrnn import recipes
 from pyro_avrnn.models import LGSSM, ExactFilter, ExactSmoother, LGSSMState
-from pyro_avrnn.rollout import StepDensities
+from inference.densities import StepDensities
 from tests.reference import kalman
 from tests.unit.table import observations, prefix_mask
 

@@ -17,7 +17,7 @@ from inference import ELBO, FIVO, IWAE, particle_filter
 from pyro_avrnn import recipes
 from pyro_avrnn.models.dsae import GlobalGuide
 from pyro_avrnn.recipes import Recipe
-from pyro_avrnn.rollout import StepDensities
+from inference.densities import StepDensities
 from pyro_avrnn.testing import check
 from tests.unit.table import (
     ALL,

@@ -19,7 +19,7 @@ from inference import ELBO, FIVO, evaluate, to_arviz
 from inference.objectives import Objective
 from pyro_avrnn.engine import batched, capture, compiled, loops, recurrence
 from pyro_avrnn.recipes import Recipe
-from pyro_avrnn.rollout import StepDensities
+from inference.densities import StepDensities
 from tests.unit.table import (
     ALL,
     assert_all_close,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_avrnn import recipes
 from pyro_avrnn.models import LGSSM, ExactFilter, ExactSmoother, LGSSMState
 from pyro_avrnn.recipes import Recipe
-from pyro_avrnn.rollout import StepDensities
+from inference.densities import StepDensities
 from pyro_avrnn.sequence import SequenceGuide
 from tests.reference import dense_gaussian, kalman
 from tests.unit.table import assert_all_close, assert_close, gradients, prefix_mask

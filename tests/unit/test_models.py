@@ -25,7 +25,7 @@ from pyro_avrnn.models import DMM, DSAE, RNN, SRNN, STORN, VAE, VRNN, GlobalGuid
 from pyro_avrnn.networks import CELLS, GRU, MLP, RecurrentEncoder
 from pyro_avrnn.priors import ConditionalNormal, FlowPrior, GatedNormal, MixturePrior
 from pyro_avrnn.recipes import OF_DSAE, Recipe
-from pyro_avrnn.rollout import StepDensities
+from inference.densities import StepDensities
 from pyro_avrnn.sequence import SequenceModel
 from tests.unit.table import (
     LATENT,

@@ -20,7 +20,7 @@ from pyro_avrnn import recipes
 from pyro_avrnn.guides import FilteringGuide
 from pyro_avrnn.models.lgssm import LGSSM, ExactSmoother, LGSSMState
 from pyro_avrnn.recipes import Recipe
-from pyro_avrnn.rollout import StepDensities
+from inference.densities import StepDensities
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 from tests.unit.table import (
     CASES,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_avrnn.models import VRNN
 from pyro_avrnn.recipes import Recipe
-from pyro_avrnn.rollout import StepDensities
+from inference.densities import StepDensities
 from tests.unit.table import (
     CASES,
     PROPOSALS,

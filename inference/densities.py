@@ -1,0 +1,78 @@
+"""The one record of a step, and what is asked of masks and particles wherever it is read.
+
+Rollouts and traces fill it; bounds, filters, critics and diagnostics read it. T steps, K particles,
+B sequences: stacked densities are ``(T, K, B)``, data ``(B, T, X)``, masks ``(B, T)``.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+
+class StepDensities(NamedTuple):
+    """What guide and model say of every step; a padded step has log-density 0 everywhere.
+
+    Shapes are ``(T, K, B)`` and event dimensions, unless stated. A program that is traced has no
+    ``h``, ``states`` and ``c``; a distribution is None where its family cannot be stacked.
+    """
+
+    z: Tensor  # (T, K, B, Z), drawn by the guide, or given
+    h: Tensor | None  # (T, K, B, H), what critics read of the state before step t
+    x: Tensor  # (T, 1, B, X), or with K
+    mask: Tensor  # (T, 1, B) bool
+    log_prior: Tensor
+    log_emission: Tensor
+    log_proposal: Tensor
+    prior: Distribution | None
+    emission: Distribution | None
+    proposal: Distribution | None
+    states: Any = None  # the model's own NamedTuple, every tensor stacked
+    c: Tensor | None = None  # (T, 1, B, C), what the guide's encode gave
+    # of a latent that all steps share; its densities are also in those of step 1
+    f: Tensor | None = None  # (K, B, F)
+    prior_f: Distribution | None = None
+    proposal_f: Distribution | None = None
+
+    @property
+    def log_weight(self) -> Tensor:
+        """log p(x_t, z_t | past) - log q(z_t | ...), ``(T, K, B)``, nats."""
+        return self.log_prior + self.log_emission - self.log_proposal
+
+
+def check_mask(mask: Any, shape: tuple[int, ...]) -> Tensor:
+    """Return the mask if it is a bool prefix mask of that shape.
+
+    Args:
+        mask: to be ``(B, T)`` bool, True for the steps a sequence has, False after its end.
+        shape: the (B, T) of the data.
+
+    Raises:
+        ValueError: another shape, or a mask with a hole.
+        TypeError: not bool.
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a tensor of dtype bool, got {kind}; use mask.bool()")
+    if mask.ndim != 2 or mask.shape != shape:
+        raise ValueError(f"mask must have shape {tuple(shape)}, got {tuple(mask.shape)}")
+    holes = (mask[:, 1:] & ~mask[:, :-1]).any(dim=1)
+    if bool(holes.any()):
+        raise ValueError(
+            "mask must be a prefix (True for a sequence's steps, then False); sequence "
+            f"{int(holes.nonzero()[0])} is observed again after a gap"
+        )
+    return mask
+
+
+def select_particles(state: Any, parents: Tensor) -> Any:
+    """Take the particles ``parents`` ``(K, B)`` of every tensor ``(K, B, ...)`` of a state."""
+    particles, size = parents.shape
+    flat = (parents * size + torch.arange(size, device=parents.device)).reshape(-1)
+    return type(state)(
+        *(
+            value.reshape(particles * size, -1).index_select(0, flat).view_as(value)
+            for value in state
+        )
+    )
