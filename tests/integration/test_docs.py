@@ -200,6 +200,13 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(found), f"{name(page)} links {target}"
 
 
+@pytest.mark.parametrize("page", LINKED[:-1], ids=name)
+def test_scripts_that_are_named_exist(page: Path) -> None:
+    for span in INLINE.findall(without_code(page)):
+        for path in re.findall(r"(?:[\w.-]+/)+[\w-]+\.py\b", span):
+            assert (ROOT / path).is_file(), f"{name(page)} names {path}"
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     for page in PAGES[1:]:
