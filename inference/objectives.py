@@ -165,7 +165,7 @@ class Objective:
         return loss
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
-        """What is maximised, shape (B,)."""
+        """The quantity to maximise, shape (B,)."""
         raise NotImplementedError
 
     def find_fault(self, log_weight: Tensor) -> None:

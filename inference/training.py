@@ -27,7 +27,7 @@ from inference.validation import Batch, Validation
 
 @dataclass(frozen=True)
 class Records:
-    """Which rows of metrics ``fit`` keeps, and where it writes them.
+    """Rows of metrics that ``fit`` keeps, and the file it writes them to.
 
     Args:
         path: CSV file, written at every validation and at the end; None writes none.
@@ -46,7 +46,7 @@ class Records:
 
 @dataclass
 class History:
-    """What a run left: metrics by step, where it was best, and the state it would go on from.
+    """Result of a run: metrics by step, the best step, and the state to go on from.
 
     ``best_step`` is 0 and ``best_bound`` -inf where nothing was validated; ``carried`` is the
     state ``(K, B, ...)`` before the next window, where ``fit`` cut a batch and stopped inside.

@@ -27,13 +27,13 @@ Select = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 
 
 class SequenceProgram(Stepwise, Protocol):
-    """What a rollout asks of a model, beyond single steps; ``SequenceModel`` has it."""
+    """Protocol of the models that can be rolled out, such as ``SequenceModel``."""
 
     z_dim: int
     f_dim: int
 
     def hidden(self, state: Any) -> Tensor:
-        """What guides and critics read of a state, ``(*batch, H)``."""
+        """h_t, ``(*batch, H)``: the part of a state that guides and critics read."""
         ...
 
     def prior_f(self, batch_shape: Size) -> dist.Distribution:
@@ -176,7 +176,7 @@ _Chooser = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 
 
 class _Run(NamedTuple):
-    """What all pieces of one rollout have in common."""
+    """Settings that all pieces of one rollout share."""
 
     model: SequenceProgram
     guide: Any
@@ -234,7 +234,7 @@ class _Run(NamedTuple):
     def in_segments(
         self, state: Any, c: Tensor, x: Tensor, z: Tensor | None, steps: range, recompute: int
     ) -> _Piece:
-        """As :meth:`piece`, in segments of which the backward pass keeps the results alone."""
+        """Same as :meth:`piece`, in segments of which the backward pass keeps only the results."""
         run = self._replace(choose=None if self.choose is None else _Remembered(self.choose))
 
         def slim(state: Any, c: Tensor, x: Tensor, z: Tensor | None, part: range) -> _Piece:
