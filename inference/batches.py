@@ -47,7 +47,7 @@ class Cycle:
         return {name: getattr(self, name) for name in names}
 
     def seek(self, state: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """Go to the position of another; return the first batch of the pass, which that one had too.
+        """Go to the position of another; return the first batch of that pass.
 
         Raises:
             ValueError: a pass is shorter than that.
