@@ -3,9 +3,10 @@
     python examples/studies/compare_commits.py v0.1.0          # a commit and the working tree
     python examples/studies/compare_commits.py before after    # two folders
 
-Each checkout runs ``commit_cases.py`` in a process of its own, both with the Python that runs this
-script. Compared are initial parameters, draws, log-densities, losses, gradients, critics, filters,
-evaluations, generated sequences and short trainings of about 170 calls of recipes, in float64.
+Each checkout computes its cases (``commit_cases.py``, ``commit_measurements.py``) in a process of
+its own, in float64 on one thread, both with the Python that runs this script. Compared are initial
+parameters, draws, log-densities, losses, gradients, critics, filters, evaluations, generated
+sequences and short trainings of about 170 calls of recipes.
 
 Expect the largest relative difference of each kind for every case, 0 where the change moved no
 arithmetic, and exit status 1 where one exceeds 1e-12, a value appears or disappears, or a
@@ -19,13 +20,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 TOLERANCE = 1e-12
-CASES = Path(__file__).with_name("commit_cases.py")
 #: columns of the table: the first part of a value's name
 KINDS = (
     *("initial", "draws", "densities", "loss", "gradient", "critic", "alternating"),
@@ -65,17 +66,17 @@ def compare(before: dict[str, Found], after: dict[str, Found]) -> dict[str, dict
     return found
 
 
-def table(differences: dict[str, dict[str, float]]) -> str:
+def lines(differences: dict[str, dict[str, float]]) -> str:
     """A line for each case, and the largest difference of each kind."""
     width = max(map(len, differences), default=0)
-    lines = [f"{'case':{width}}  {'values':>6}" + "".join(f" {kind:>10}" for kind in KINDS)]
+    rows = [f"{'case':{width}}  {'values':>6}" + "".join(f" {kind:>10}" for kind in KINDS)]
     for case, values in differences.items():
         cells = []
         for kind in KINDS:
             own = [d for name, d in values.items() if name.split("/")[0] == kind]
             cells.append(f" {max(own):>10.2g}" if own else f" {'-':>10}")
-        lines.append(f"{case:{width}}  {len(values):>6}" + "".join(cells))
-    return "\n".join(lines)
+        rows.append(f"{case:{width}}  {len(values):>6}" + "".join(cells))
+    return "\n".join(rows)
 
 
 @contextmanager
@@ -95,10 +96,27 @@ def checkout(given: str) -> Iterator[Path]:
 
 
 def start(tree: Path, out: Path, only: str) -> subprocess.Popen[bytes]:
-    """The process that computes the cases of a checkout; no other copy can be imported there."""
+    """The process that computes the cases of a checkout."""
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-W", "ignore", str(CASES), str(out), "--only", only]
-    return subprocess.Popen([*command, "--tree", str(tree)], cwd=out.parent, env=environment)
+    command = [sys.executable, "-W", "ignore", __file__, "--inside", str(tree), str(out)]
+    return subprocess.Popen([*command, "--only", only], cwd=out.parent, env=environment)
+
+
+def compute(tree: Path, out: Path, only: str) -> int:
+    """Write the tensors of all chosen cases of this checkout to a file."""
+    from commit_cases import recipes, table
+    from commit_measurements import measure
+
+    import inference
+
+    for module in (inference, recipes):
+        if tree not in Path(str(module.__file__)).parents:
+            raise ImportError(f"{module.__name__} must come from {tree}, got {module.__file__}")
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    cases = {case.name: case for case in table()}
+    torch.save({name: measure(c) for name, c in cases.items() if only in name}, out)
+    return 0
 
 
 def main() -> int:
@@ -109,7 +127,16 @@ def main() -> int:
     parser.add_argument("before", nargs="?", default="HEAD", help="folder or commit (HEAD)")
     parser.add_argument("after", nargs="?", default=".", help="folder or commit (working tree)")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--smoke", action="store_true", help="one case, packages with themselves")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)  # a process of start()
     arguments = parser.parse_args()
+    if arguments.inside:
+        return compute(arguments.inside, Path(arguments.before), arguments.only)
+    if arguments.smoke:
+        spec = find_spec("inference")
+        assert spec is not None and spec.origin is not None
+        arguments.before = arguments.after = str(Path(spec.origin).parents[1])
+        arguments.only = "pixelcnn_vae"
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         trees = [stack.enter_context(checkout(t)) for t in (arguments.before, arguments.after)]
@@ -119,7 +146,7 @@ def main() -> int:
             return 1
         before, after = (torch.load(file, weights_only=True) for file in files)
     differences = compare(before, after)
-    print(table(differences))
+    print(lines(differences))
     pairs = [(d, case, name) for case, ds in differences.items() for name, d in ds.items()]
     beyond = sorted((p for p in pairs if p[0] > TOLERANCE), key=lambda p: -p[0])
     for size, case, name in beyond[:40]:

@@ -90,8 +90,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("paths", nargs="+", type=Path)
-    for path in files(parser.parse_args().paths):
+    parser.add_argument("paths", nargs="*", type=Path)
+    parser.add_argument("--smoke", action="store_true", help="shrink a picture drawn here")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.paths = [Path("gradient.png")]
+        Image.linear_gradient("L").convert("RGB").save(arguments.paths[0])
+    for path in files(arguments.paths):
         before = path.stat().st_size
         content = shrunk_picture(path) if path.suffix == ".png" else shrunk_record(path)
         if len(content) < before:
