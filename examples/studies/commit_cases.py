@@ -34,7 +34,7 @@ VIEWS = ("marginal", "trajectory", "trajectory_redrawn", "conditional", "joint")
 # Two spellings
 
 
-OLD = hasattr(inference, "RegularisedELBO")  # 0.1
+OLD = "RegularisedELBO" in inference.__all__  # 0.1
 
 
 def penalised(bound: Callable[..., Any], penalties: list[Any], **options: Any) -> Any:
