@@ -5,7 +5,7 @@ OUT ?= runs/demo
 BASE ?= HEAD
 PYRO_AVRNN_DATA ?= ../shared/data
 TIMIT ?= $(PYRO_AVRNN_DATA)/timit.zip
-STUDY := $(STUDY)/studies
+STUDY := $(BIN)/python examples/studies
 
 .PHONY: help demo test lint lint-format lint-rules lint-types lint-sizes hooks compare figures shrink clean \
 	vowels timit tune-vowels tune-timit exact tune-music music music-models speech digits images \
