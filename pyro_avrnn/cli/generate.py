@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from inference import seeded
-from pyro_avrnn import data, media, recipes
-from pyro_avrnn.cli import plots
+from pyro_avrnn import data, media, plots, recipes
 from pyro_avrnn.cli.runs import row_folder
 from pyro_avrnn.data import Dataset
 from pyro_avrnn.generation import continue_from, generate

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from inference import to_arviz
 from pyro_avrnn import recipes
-from pyro_avrnn.cli import plots
+from pyro_avrnn import plots
 
 LONG = "conditional:weight=0>{}@0.5,standardise=true,critic=lstm"
 

@@ -7,8 +7,8 @@ from statistics import fmean
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_avrnn.cli.plots import style
-from pyro_avrnn.cli.plots.style import Table, Target
+from pyro_avrnn.plots import style
+from pyro_avrnn.plots.style import Table, Target
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 Curves = dict[str, list[Curve]]  # by row, one for each seed

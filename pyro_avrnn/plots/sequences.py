@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_avrnn.cli.plots import style
-from pyro_avrnn.cli.plots.style import Target
+from pyro_avrnn.plots import style
+from pyro_avrnn.plots.style import Target
 
 Array = np.ndarray
 Clock = tuple[Array, str]  # times of the frames, label of the axis

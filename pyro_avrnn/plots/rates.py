@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
-from pyro_avrnn.cli.plots import style
-from pyro_avrnn.cli.plots.style import Table, Target
+from pyro_avrnn.plots import style
+from pyro_avrnn.plots.style import Table, Target
 
 Parts = list[tuple[float, dict[str, Any]]]  # lengths, NaN where unknown, and looks
 

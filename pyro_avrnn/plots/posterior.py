@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.patches import Patch
 
-from pyro_avrnn.cli.plots import style
-from pyro_avrnn.cli.plots.style import Target
+from pyro_avrnn.plots import style
+from pyro_avrnn.plots.style import Target
 
 _MOST = 8  # latents drawn
 

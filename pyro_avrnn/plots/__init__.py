@@ -4,12 +4,12 @@ A row keeps its colour in every picture that is drawn from the same list of rows
 object API is used: no backend, style or current figure of the user's is touched.
 """
 
-from pyro_avrnn.cli.plots.curves import critic_curves, learning_curves
-from pyro_avrnn.cli.plots.filters import calibration, particle_health
-from pyro_avrnn.cli.plots.posterior import latent_posterior
-from pyro_avrnn.cli.plots.rates import rate_bars
-from pyro_avrnn.cli.plots.sequences import made, sequences
-from pyro_avrnn.cli.plots.style import row_styles
+from pyro_avrnn.plots.curves import critic_curves, learning_curves
+from pyro_avrnn.plots.filters import calibration, particle_health
+from pyro_avrnn.plots.posterior import latent_posterior
+from pyro_avrnn.plots.rates import rate_bars
+from pyro_avrnn.plots.sequences import made, sequences
+from pyro_avrnn.plots.style import row_styles
 
 __all__ = [
     "calibration",

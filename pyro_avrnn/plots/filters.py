@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from pyro_avrnn.cli.plots import style
-from pyro_avrnn.cli.plots.style import Target
+from pyro_avrnn.plots import style
+from pyro_avrnn.plots.style import Target
 
 _MOST = 8  # quantities drawn
 _BAND = 0.95  # probability of the bands
