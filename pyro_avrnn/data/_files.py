@@ -1,82 +1,74 @@
-"""What the readers share: paths that must exist, and errors that name the file."""
+"""Paths, optional libraries, and errors that name the file: for readers, writers and pictures."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-
-
-def existing(path: str | Path, expected: str) -> Path:
-    """``path`` as a Path to a file that exists and is not empty."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected {expected}")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; expected {expected}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is an empty file; expected {expected}, so get the file again")
-    return path
-
-
-def unreadable(path: str | Path, expected: str, error: Exception) -> ValueError:
-    """The error for a file on whose content a library has failed, in whichever way."""
-    reason = " ".join(str(error).split()).rstrip(".") or "no reason given"
-    return ValueError(
-        f"{path} cannot be read as {expected} ({type(error).__name__}: {reason}); the file is "
-        "damaged, cut short or of another format, so get it again"
-    )
+from types import ModuleType
 
 
 @contextmanager
 def naming(where: str | Path) -> Iterator[None]:
-    """Put the name of the file (or of a part of it) before a ValueError from inside."""
+    """Put the name of a file, or of a part of it, before a ValueError raised inside."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def members(
-    path: Path, wanted: Callable[[str], bool], expected: str, most: int, not_so: str
-) -> Iterator[tuple[str, bytes]]:
-    """Name and content of the wanted files of a folder or ``.zip``, in the order of their names.
-
-    An archive is read in memory: a member's path is matched, never written to.
+@contextmanager
+def reading(path: str | Path, expected: str, *, folder: bool = False) -> Iterator[Path]:
+    """Check that there is something to read, and name the path in every ValueError raised inside.
 
     Args:
-        path: the folder or archive.
-        wanted: whether a name, with its folders, is one of them.
-        expected: what ``path`` should be, in words.
-        most: bytes of a file, against hostile archives.
-        not_so: what to say of a larger one, such as "an utterance has fewer; this is not TIMIT".
+        path: a file that is not empty.
+        expected: what it should be, in words.
+        folder: whether it may also be a folder.
     """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected {expected}")
+    if not path.is_file() and not folder:
+        raise ValueError(f"{path} is not a file; expected {expected}")
+    if path.is_file() and path.stat().st_size == 0:
+        raise ValueError(f"{path} is an empty file; expected {expected}, so get the file again")
+    with naming(path):
+        yield path
 
-    def check(name: str, size: int) -> None:
-        if size > most:
-            raise ValueError(f"{path}: {name} has {size} bytes, more than {most}: {not_so}")
 
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            name = file.relative_to(path.parent).as_posix()
-            if wanted(name) and file.is_file():
-                check(name, file.stat().st_size)
-                yield name, file.read_bytes()
-        return
-    existing(path, expected)
+@contextmanager
+def decoding(expected: str) -> Iterator[None]:
+    """Turn any error raised inside, where a library decodes a file, into a ValueError.
+
+    A damaged file makes libraries fail in many ways: with errors of zlib, struct, zipfile.
+    """
     try:
-        archive = zipfile.ZipFile(path)
-    except Exception as error:  # on damaged files: errors of zipfile and struct
-        raise unreadable(path, "a .zip archive", error) from error
-    with archive:
-        for info in sorted(archive.infolist(), key=lambda info: info.filename):
-            if not wanted(info.filename):
-                continue
-            check(info.filename, info.file_size)
-            try:
-                content = archive.read(info)
-            except Exception as error:  # also of zlib, or for a password
-                where = f"{path}: {info.filename}"
-                raise unreadable(where, "a member of a .zip archive", error) from error
-            yield info.filename, content
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".") or "no reason given"
+        raise ValueError(
+            f"cannot be read as {expected} ({type(error).__name__}: {reason}); the file is "
+            "damaged, cut short or of another format, so get it again"
+        ) from error
+
+
+def writable(path: str | Path) -> Path:
+    """Check that a file can be put at a path: its folder exists, and it is not a folder itself."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: its folder does not exist; make it")
+    if path.is_dir():
+        raise ValueError(f"path must be the file to write, got the folder {path}")
+    return path
+
+
+def optional(library: str, extra: str) -> ModuleType:
+    """Import a library that only an extra of this package installs."""
+    try:
+        return import_module(library)
+    except ImportError as error:
+        raise ImportError(
+            f"{library} is needed here and cannot be imported: pip install pyro-avrnn[{extra}]"
+        ) from error

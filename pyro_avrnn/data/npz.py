@@ -1,8 +1,8 @@
-"""A user's own data in a ``.npz`` file.
+"""Your own data in a ``.npz`` file.
 
 ``x`` is (N, T, X), with ``lengths`` (N,) if it is padded, or (frames, X), the sequences one after
-the other, with ``lengths`` (N,). ``split`` (N,), if there, says "train", "valid" or "test" (or 0,
-1, 2) for each sequence. Other arrays are not looked at, and nothing is ever unpickled.
+the other, with ``lengths`` (N,). An array ``split`` (N,), if present, holds "train", "valid" or
+"test" (or 0, 1, 2) for each sequence. Other arrays are ignored. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from pyro_avrnn.data._files import existing, naming, unreadable
-from pyro_avrnn.data.sequences import Dataset, Sequences, standardise
+from pyro_avrnn.data._files import decoding, reading
+from pyro_avrnn.data.dataset import SPLITS, Dataset, by_split, standardise
+from pyro_avrnn.data.sequences import Sequences
 
 _EXPECTED = "a .npz archive with an array x of shape (N, T, X), or (frames, X) with lengths (N,)"
-_SPLITS = ("train", "valid", "test")
 
 
 def npz(path: str | Path) -> Dataset:
@@ -34,54 +33,41 @@ def npz(path: str | Path) -> Dataset:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not such a file; the sentence says what was expected and what came.
     """
-    path = existing(path, _EXPECTED)
-    arrays = _read(path)
-    with naming(path):
+    with reading(path, _EXPECTED) as file:
+        arrays = _read(file)
         series = _series(arrays["x"], arrays.get("lengths"))
-        split = _split(len(series), arrays.get("split"))
-        train, valid, test = (_part(series, split == code, _SPLITS[code]) for code in range(3))
-        binary = all(((p.x == 0) | (p.x == 1)).all() for p in (train, valid, test))
-        mean: Tensor | float = 0.0
-        std: Tensor | float = 1.0
-        if binary:
-            train, valid, test = (p.to(dtype=torch.float32) for p in (train, valid, test))
-        else:
-            train, valid, test, mean, std = standardise(train, valid, test)
-        return Dataset(
-            path.stem,
-            train,
-            valid,
-            test,
-            mean,
-            std,
-            kind="binary" if binary else "real",
-            frame_seconds=None,
-            sample_rate=None,
-            origin=f"{path.name}, a file of the user",
-        )
+        codes = _codes(len(series), arrays.get("split"))
+        pieces = ((SPLITS[code], f"x[{i}]", series[i]) for i, code in enumerate(codes))
+        splits = [
+            Sequences.from_list(*part, dtype=torch.float64)
+            for part in by_split(pieces, "a split with at least one of each")
+        ]
+        origin = f"{file.name}, a file of the user"
+        if all(((part.x == 0) | (part.x == 1)).all() for part in splits):
+            single = (part.to(dtype=torch.float32) for part in splits)
+            return Dataset(file.stem, *single, kind="binary", origin=origin)
+        return Dataset(file.stem, *standardise(*splits), origin=origin)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays ``x``, ``lengths`` and ``split``, the last two if they are there."""
     with path.open("rb") as file:
         if file.read(2) != b"PK":
-            raise ValueError(
-                f"{path} is not a .npz archive; expected {_EXPECTED}, as numpy.savez writes it"
-            )
+            raise ValueError(f"no .npz archive; expected {_EXPECTED}, as numpy.savez writes it")
         file.seek(0)
         try:
-            with np.load(file, allow_pickle=False) as stored:
+            with decoding(_EXPECTED), np.load(file, allow_pickle=False) as stored:
                 found = stored.files
                 arrays = {k: stored[k] for k in ("x", "lengths", "split") if k in found}
-        except Exception as error:  # on damaged files: errors of numpy, zipfile and zlib
-            if "allow_pickle" in str(error):
-                raise ValueError(
-                    f"{path} holds an object array, which is refused because it could run code; "
-                    "save x as one array of numbers (frames, X) with lengths (N,)"
-                ) from None
-            raise unreadable(path, _EXPECTED, error) from error
+        except ValueError as error:
+            if "allow_pickle" not in str(error):
+                raise
+            raise ValueError(
+                "it holds an object array, which is refused because it could run code; save x as "
+                "one array of numbers (frames, X) with lengths (N,)"
+            ) from None
     if "x" not in arrays:
-        raise ValueError(f"{path} has no array 'x'; found {', '.join(found) or 'nothing'}")
+        raise ValueError(f"there is no array 'x'; found {', '.join(found) or 'nothing'}")
     return arrays
 
 
@@ -119,7 +105,7 @@ def _series(x: np.ndarray, lengths: np.ndarray | None) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(x, lengths, strict=True)]
 
 
-def _split(count: int, split: np.ndarray | None) -> np.ndarray:
+def _codes(count: int, split: np.ndarray | None) -> np.ndarray:
     """0, 1 or 2 for each of ``count`` sequences, shape (N,)."""
     if split is None:
         if count < 3:
@@ -136,7 +122,7 @@ def _split(count: int, split: np.ndarray | None) -> np.ndarray:
             f"split must be strings or integers of shape ({count},), one for each sequence, got "
             f"{split.dtype} {split.shape}"
         )
-    allowed = (0, 1, 2) if split.dtype.kind in "iu" else np.array(_SPLITS, dtype=split.dtype.kind)
+    allowed = (0, 1, 2) if split.dtype.kind in "iu" else np.array(SPLITS, dtype=split.dtype.kind)
     codes = np.full(count, -1)
     for code, value in enumerate(allowed):
         codes[split == value] = code
@@ -147,13 +133,3 @@ def _split(count: int, split: np.ndarray | None) -> np.ndarray:
             f"sequence {i}"
         )
     return codes
-
-
-def _part(series: list[np.ndarray], chosen: np.ndarray, split: str) -> Sequences:
-    where = np.flatnonzero(chosen)
-    if not len(where):
-        raise ValueError(f"split puts no sequence in {split!r}; each of the three needs one")
-    with naming(split):
-        return Sequences.from_list(
-            [series[i] for i in where], [f"x[{i}]" for i in where], dtype=torch.float64
-        )
