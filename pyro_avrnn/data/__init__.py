@@ -1,15 +1,12 @@
 """Data sets: built-in vowels, readers for speech, piano rolls, images and ``.npz``, batches."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 from pyro_avrnn.data.companding import mu_law, mu_law_decode
 from pyro_avrnn.data.dataset import Dataset, independent_baseline
-from pyro_avrnn.data.digits import holds_digits, spoken_digits
+from pyro_avrnn.data.digits import holds_digits, log_mel, mel_to_waveform, spoken_digits
 from pyro_avrnn.data.images import mnist
-from pyro_avrnn.data.mel import log_mel, mel_to_waveform
 from pyro_avrnn.data.npz import npz
 from pyro_avrnn.data.piano_rolls import piano_rolls
 from pyro_avrnn.data.sequences import Batches, Sequences

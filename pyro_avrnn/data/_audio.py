@@ -1,7 +1,5 @@
 """Reading of speech corpora: folders or ``.zip`` archives of 16-bit audio files of one channel."""
 
-from __future__ import annotations
-
 import io
 import re
 import zipfile
@@ -11,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyro_avrnn.data._files import decoding, naming, optional
+from pyro_avrnn.data._checks import decoding, naming, optional
 
 
 def recordings(
@@ -23,22 +21,14 @@ def recordings(
     rate: int,
     most: int,
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Read all recordings of a corpus, in the order of their paths.
+    """Read split, name and samples, int16, shape (S,), of all recordings, in the order of paths.
 
     Args:
         path: the folder or archive.
         parse: gives split and name of a recording by its path, None for any other file.
-        kind: what a recording is, such as "TIMIT utterance".
-        expected: what ``path`` should be, in words.
+        kind, expected: what a recording is, and what ``path`` should be, in words.
         rate: the sample rate they should have, in hertz.
         most: bytes of a file; a member of a hostile archive may be larger.
-
-    Yields:
-        Split, name and samples, int16, shape (S,), of each.
-
-    Raises:
-        ValueError: no recordings, one that is there twice or too large, or damaged files.
-        ImportError: if soundfile is not installed.
     """
     seen = set()
     for file, size, read in entries(path):
@@ -51,16 +41,15 @@ def recordings(
             raise ValueError(f"{file} has {size} bytes, more than {most}: too many for a {kind}")
         seen.add(name)
         with naming(file):
-            yield split, name, _decode(read(), rate)
+            with decoding("a file of a folder or .zip archive"):
+                content = read()
+            yield split, name, _decode(content, rate)
     if not seen:
         raise ValueError(f"there is no {kind}; expected {expected}")
 
 
 def entries(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """List the files of a folder or ``.zip`` by their paths: path, size, and a call that reads it.
-
-    Members of an archive are read in memory, so that hostile paths are never written to.
-    """
+    """List path, size and a call that reads, in memory, for the files of a folder or ``.zip``."""
     if path.is_dir():
         for file in filter(Path.is_file, sorted(path.rglob("*"))):
             yield file.relative_to(path.parent).as_posix(), file.stat().st_size, file.read_bytes
@@ -69,12 +58,7 @@ def entries(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
         archive = zipfile.ZipFile(path)
     with archive:
         for info in sorted(archive.infolist(), key=lambda info: info.filename):
-            yield info.filename, info.file_size, partial(_member, archive, info)
-
-
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    with decoding("a member of a .zip archive"):
-        return archive.read(info)
+            yield info.filename, info.file_size, partial(archive.read, info)
 
 
 def _decode(content: bytes, rate: int) -> np.ndarray:

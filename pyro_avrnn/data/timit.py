@@ -1,18 +1,15 @@
 """TIMIT speech as frames of raw waveform.
 
-The corpus is read from a folder, or from a ``.zip`` in place, in either of two layouts: the
-sample that NLTK distributes (``timit/dr1-fvmh0/sa1.wav``, 16 speakers) and the full corpus of the
-LDC (``TRAIN/DR1/FVMH0/SA1.WAV``; upper or lower case). The frames of 200 samples and the global
-standardisation follow Chung et al. (2015), https://arxiv.org/abs/1506.02216; segments are ours.
-As mu-law levels instead, the samples follow Havtorn et al. (2022),
+The corpus has one of two layouts: the sample that NLTK distributes (``timit/dr1-fvmh0/sa1.wav``,
+16 speakers) or the full corpus of the LDC (``TRAIN/DR1/FVMH0/SA1.WAV``; upper or lower case).
+Frames of 200 samples and the global standardisation follow Chung et al. (2015),
+https://arxiv.org/abs/1506.02216; segments are ours. Mu-law levels follow Havtorn et al. (2022),
 https://arxiv.org/abs/2202.12707.
 
 The splits share no speaker. In the first layout dialect regions 1 to 6 are for training, 7 for
 validation, 8 for test. In the LDC's, TEST is for test, region 8 of TRAIN for validation, the rest
 of TRAIN for training. Every speaker reads the sentences ``sa1`` and ``sa2``: all splits have them.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Iterator
@@ -22,10 +19,8 @@ import numpy as np
 
 from pyro_avrnn.data import companding
 from pyro_avrnn.data._audio import recordings
-from pyro_avrnn.data._checks import at_least
-from pyro_avrnn.data._files import reading
-from pyro_avrnn.data.dataset import Dataset, by_split
-from pyro_avrnn.data.sequences import Sequences
+from pyro_avrnn.data._checks import at_least, reading
+from pyro_avrnn.data.dataset import Dataset, Piece, by_split
 
 _EXPECTED = (
     "a folder or .zip with files dr1-SPEAKER/SENTENCE.wav or TRAIN/DR1/SPEAKER/SENTENCE.WAV"
@@ -37,16 +32,12 @@ _MAX_BYTES = 64 * 2**20  # half an hour of audio: no utterance is that long, a h
 
 
 def timit(
-    path: str | Path,
-    *,
-    frame: int = 200,
-    segment: int | None = 100,
-    mu_law: int | None = None,
+    path: str | Path, *, frame: int = 200, segment: int | None = 100, mu_law: int | None = None
 ) -> Dataset:
     """Read TIMIT; X = ``frame`` samples of waveform, standardised by one mean and deviation.
 
     Args:
-        path: a folder or a ``.zip`` in one of the two layouts above.
+        path: a folder, or a ``.zip`` that is read in place.
         frame: samples in a frame; the remainder of an utterance is dropped.
         segment: utterances are cut into segments of at most so many frames (the last one is
             shorter); None keeps them whole.
@@ -67,16 +58,16 @@ def timit(
     if mu_law is not None:
         companding.check_bits("mu_law", mu_law)
     with reading(path, _EXPECTED, folder=True) as corpus:
-        parts = by_split(_segments(corpus, frame, segment), f"{_EXPECTED}, all dialect regions")
-        mean, std = (0.0, 1.0) if mu_law is not None else _statistics(parts[0][0])
+        pieces = list(_segments(corpus, frame, segment))
+        mean, std = (0.0, 1.0) if mu_law is not None else _statistics(pieces)
 
         def scaled(samples: np.ndarray) -> np.ndarray:
             if mu_law is not None:
                 return companding.mu_law(samples, mu_law)
-            standardised: np.ndarray = (samples - np.float32(mean)) / np.float32(std)
-            return standardised
+            return (samples - np.float32(mean)) / np.float32(std)
 
-        splits = [Sequences.from_list(map(scaled, series), names) for series, names in parts]
+        found = ((split, name, scaled(samples)) for split, name, samples in pieces)
+        splits = by_split(found, f"{_EXPECTED}, all dialect regions")
     return Dataset(
         "timit",
         *splits,
@@ -91,9 +82,7 @@ def timit(
     )
 
 
-def _segments(
-    corpus: Path, frame: int, segment: int | None
-) -> Iterator[tuple[str, str, np.ndarray]]:
+def _segments(corpus: Path, frame: int, segment: int | None) -> Iterator[Piece]:
     """Split, name and frames (T, X), int16, of each segment, in the order of the files."""
     split_of: dict[str, str] = {}
     utterances = recordings(
@@ -119,11 +108,12 @@ def _segments(
             yield split, name if whole else f"{name}[{start}:{start + len(piece)}]", piece
 
 
-def _statistics(pieces: list[np.ndarray]) -> tuple[float, float]:
-    """Mean and deviation of int16 samples, from exact integer sums; deviation 1 for silence."""
-    count = sum(p.size for p in pieces)
-    total = sum(int(p.sum(dtype=np.int64)) for p in pieces)
-    squares = sum(int((p.astype(np.int64) ** 2).sum()) for p in pieces)
+def _statistics(pieces: list[Piece]) -> tuple[float, float]:
+    """Mean and deviation of the training samples, from exact integer sums; 1 for silence."""
+    train = [samples.astype(np.int64) for split, _, samples in pieces if split == "train"]
+    count = sum(samples.size for samples in train) or 1  # an empty split is refused later
+    total = sum(int(samples.sum()) for samples in train)
+    squares = sum(int((samples**2).sum()) for samples in train)
     return total / count, ((squares * count - total**2) ** 0.5 / count) or 1.0
 
 

@@ -13,15 +13,12 @@ aeon 1.6.0 (BSD 3-clause) and changed in form only: from text to float32, in one
 from 1 to 9, ``test`` (640,) bool (the official split) and the strings ``origin`` and ``licence``.
 """
 
-from __future__ import annotations
-
 from importlib import resources
 
 import numpy as np
 import torch
 
 from pyro_avrnn.data.dataset import Dataset, by_split, standardise
-from pyro_avrnn.data.sequences import Sequences
 
 _FILE = "japanese_vowels.npz"
 
@@ -50,6 +47,6 @@ def vowels() -> Dataset:
         # the 270 training series come first
         split = "valid" if not held and i % 9 == 8 else part
         pieces.append((split, f"speaker{speaks}/{part}-{i:03d}", frames))
-    splits = (Sequences.from_list(*p, dtype=torch.float64) for p in by_split(pieces, _FILE))
+    splits = by_split(pieces, _FILE, torch.float64)
     origin = f"{origin} Licence: {licence}"
     return Dataset("vowels", *standardise(*splits), frame_seconds=0.0064, origin=origin)

@@ -344,9 +344,9 @@ def damaged(path: Path) -> Path:
         (empty, ValueError, ["a.zip is an empty file"]),
         (nothing, ValueError, ["no spoken digit", "recordings/DIGIT_SPEAKER_TAKE.wav"]),
         (other, ValueError, ["no spoken digit"]),
-        (one_split, ValueError, ["no sequences for the valid split", "2 in all"]),
+        (one_split, ValueError, ["each split needs", "'train': 1, 'valid': 0"]),
         (twice, ValueError, ["'3_ann_4' is there twice"]),
-        (damaged, ValueError, ["3_ann_4.wav", "cannot be read as a member"]),
+        (damaged, ValueError, ["3_ann_4.wav", "cannot be read as a file"]),
     ],
 )
 def test_the_reader_refuses_other_files(
