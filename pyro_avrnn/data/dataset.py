@@ -85,7 +85,7 @@ class Dataset:
 
 def by_split(
     pieces: Iterable[Piece], expected: str, dtype: torch.dtype = torch.float32
-) -> list[Sequences]:
+) -> tuple[Sequences, Sequences, Sequences]:
     """Group sequences into training, validation and test, each in the order given.
 
     ``expected`` says in words what would fill every split, for the error if one is empty.
@@ -97,7 +97,8 @@ def by_split(
     counts = {split: len(names) for split, (_, names) in found.items()}
     if 0 in counts.values():
         raise ValueError(f"each split needs sequences, got {counts}; expected {expected}")
-    return [Sequences.from_list(*part, dtype=dtype) for part in found.values()]
+    train, valid, test = (Sequences.from_list(*part, dtype=dtype) for part in found.values())
+    return train, valid, test
 
 
 def groups_of_names(

@@ -35,11 +35,12 @@ def npz(path: str | Path) -> Dataset:
         series = _series(arrays["x"], arrays.get("lengths"))
         names = _splits(len(series), arrays.get("split"))
         pieces = ((name, f"x[{i}]", series[i]) for i, name in enumerate(names))
-        splits = by_split(pieces, "an array split with all three", torch.float64)
+        binary = all(((x == 0) | (x == 1)).all() for x in series)
+        expected = "an array split that has all three"
+        splits = by_split(pieces, expected, torch.float32 if binary else torch.float64)
         origin = f"{file.name}, a file of the user"
-        if all(((part.x == 0) | (part.x == 1)).all() for part in splits):
-            single = (part.to(dtype=torch.float32) for part in splits)
-            return Dataset(file.stem, *single, kind="binary", origin=origin)
+        if binary:
+            return Dataset(file.stem, *splits, kind="binary", origin=origin)
         return Dataset(file.stem, *standardise(*splits), origin=origin)
 
 

@@ -33,16 +33,19 @@ def latent_posterior(inference_data: Any, path: Target, title: str) -> Path:
     moves = mean.std(axis=0) / np.maximum(deviation, 1e-12)
     chosen, note = style.most_telling(-moves, "latents")
     times = np.asarray(posterior["time"], dtype=float)
-    bands = (
-        (_intervals(prior), {"color": GREY, "alpha": 0.35, "label": "model run freely, 94 % HDI"}),
-        (_intervals(posterior), {"color": BLUE, "alpha": 0.45, "label": "posterior, 94 % HDI"}),
+    looks: tuple[dict[str, Any], ...] = (
+        {"color": GREY, "alpha": 0.35, "lw": 0, "label": "model run freely, 94 % HDI"},
+        {"color": BLUE, "alpha": 0.45, "lw": 0, "label": "posterior, 94 % HDI"},
     )
+    bands = list(zip((_intervals(prior), _intervals(posterior)), looks, strict=True))
     lines, columns = style.layout(len(chosen))
     picture = style.figure(max(6.5, 0.6 + 2.7 * columns), 1.2 + 2.1 * lines, title + note)
     dots = "." if len(times) < 40 else ""
     for axes, k in zip(style.panels(picture, len(chosen)), chosen, strict=True):
-        handles = [axes.fill_between(times, *b[:, k].T, lw=0, **look) for b, look in bands]
-        handles += axes.plot(times, mean[:, k], BLUE, lw=1.5, marker=dots, label="posterior mean")
+        handles = [
+            *(axes.fill_between(times, *band[:, k].T, **look) for band, look in bands),
+            *axes.plot(times, mean[:, k], BLUE, lw=1.5, marker=dots, label="posterior mean"),
+        ]
         axes.set_title(f"z[{k}]", fontsize=10)
         style.tidy(axes, "frame" if times[0] == 1.0 else "time (seconds)")
     style.legend_below(picture, handles)
@@ -188,7 +191,8 @@ def _ecdf_difference(
     axes: Axes, pit: np.ndarray, points: np.ndarray, *, band: bool, **curve: Any
 ) -> None:
     """Draw by ArviZ 0.x, else here, as 1.x has no such plot."""
-    az, fill = style.arviz(), {"color": BLUE, "alpha": 0.2, "lw": 0}
+    az = style.arviz()
+    fill: dict[str, Any] = {"color": BLUE, "alpha": 0.2, "lw": 0}
     if hasattr(az, "plot_ecdf"):
         az.plot_ecdf(
             pit.copy(),  # it sorts in place
@@ -219,7 +223,8 @@ def _histograms(
     bins = counts.shape[1]
     expected = counts[0].sum() / bins
     spread = 1.96 * math.sqrt(expected * (1.0 - 1.0 / bins))  # of a binomial count
-    for axes, q, look in zip(style.panels(picture, len(shown)), shown, looks, strict=True):
+    panels = style.panels(picture, len(shown))
+    for axes, q, look in zip(panels, shown, looks, strict=True):
         axes.axhspan(max(expected - spread, 0.0), expected + spread, color=GREY, alpha=0.3)
         axes.stairs(
             counts[q], np.linspace(0.0, 1.0, bins + 1), fill=True, color=look.colour, alpha=0.55
@@ -230,6 +235,6 @@ def _histograms(
         style.tidy(axes)
         axes.set_xlim(0.0, 1.0)
         axes.locator_params(axis="both", nbins=4)
-        if axes.get_subplotspec().is_first_col():
-            axes.set_ylabel("simulations\nper bin")
+    for axes in panels[:: style.COLUMNS]:
+        axes.set_ylabel("simulations\nper bin")
     picture.supxlabel("rank as a share", fontsize=10)

@@ -35,7 +35,7 @@ BAR: dict[str, Any] = {"shrink": 0.7, "pad": 0.01}  # of colours, beside images
 _COLOURS = (BLACK, SKY, BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#661100")
 _MARKERS = "os^DvP"
 _MOST = 8  # panels of a picture
-_COLUMNS = 4  # panels side by side
+COLUMNS = 4  # panels side by side
 
 
 class Style(NamedTuple):
@@ -114,7 +114,7 @@ def most_telling(keys: np.ndarray, what: str) -> tuple[np.ndarray, str]:
 
 def layout(count: int) -> tuple[int, int]:
     """Lines and columns of ``count`` panels."""
-    columns = min(_COLUMNS, count)
+    columns = min(COLUMNS, count)
     return math.ceil(count / columns), columns
 
 
@@ -134,7 +134,7 @@ def line(label: str, colour: str, **look: Any) -> Line2D:
 def images(
     stacked: Iterable[Axes],
     matrices: Iterable[np.ndarray],
-    extents: Iterable[tuple[float, ...]],
+    extents: Iterable[tuple[float, float, float, float]],
     **look: Any,
 ) -> AxesImage:
     """Draw a matrix (rows, frames) in each axes, row 0 at the bottom; return the last image."""
