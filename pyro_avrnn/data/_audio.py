@@ -1,4 +1,4 @@
-"""Reading of speech corpora: folders or ``.zip`` archives of 16-bit audio files of one channel."""
+"""Speech corpora: folders or ``.zip`` archives of 16-bit audio files of one channel."""
 
 import io
 import re
@@ -13,20 +13,14 @@ from pyro_avrnn.data._checks import decoding, naming, optional
 
 
 def recordings(
-    path: Path,
-    parse: Callable[[str], tuple[str, str] | None],
-    *,
-    kind: str,
-    expected: str,
-    rate: int,
-    most: int,
+    path: Path, parse: Callable[[str], tuple[str, str] | None], expected: str, rate: int, most: int
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """Read split, name and samples, int16, shape (S,), of all recordings, in the order of paths.
 
     Args:
         path: the folder or archive.
         parse: gives split and name of a recording by its path, None for any other file.
-        kind, expected: what a recording is, and what ``path`` should be, in words.
+        expected: what ``path`` should be, in words.
         rate: the sample rate they should have, in hertz.
         most: bytes of a file; a member of a hostile archive may be larger.
     """
@@ -36,20 +30,20 @@ def recordings(
             continue
         split, name = parsed
         if name in seen:
-            raise ValueError(f"the {kind} {name!r} is there twice; keep one copy")
+            raise ValueError(f"the recording {name!r} is there twice; keep one copy")
         if size > most:
-            raise ValueError(f"{file} has {size} bytes, more than {most}: too many for a {kind}")
+            raise ValueError(f"{file} has {size} bytes, more than {most}: too long a recording")
         seen.add(name)
         with naming(file):
             with decoding("a file of a folder or .zip archive"):
                 content = read()
             yield split, name, _decode(content, rate)
     if not seen:
-        raise ValueError(f"there is no {kind}; expected {expected}")
+        raise ValueError(f"there are no recordings; expected {expected}")
 
 
 def entries(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """List path, size and a call that reads, in memory, for the files of a folder or ``.zip``."""
+    """List the files of a folder or ``.zip``: path, size, and a call that reads it in memory."""
     if path.is_dir():
         for file in filter(Path.is_file, sorted(path.rglob("*"))):
             yield file.relative_to(path.parent).as_posix(), file.stat().st_size, file.read_bytes
@@ -71,20 +65,20 @@ def _decode(content: bytes, rate: int) -> np.ndarray:
             samples: np.ndarray = audio.read(dtype="int16")
     except Exception as error:  # libsndfile's, whose text names a buffer and not the file
         raise ValueError(
-            f"not audio that libsndfile can read; expected {expected}, so get the file again"
+            f"it is not audio that libsndfile can read; expected {expected}; get the file again"
         ) from error
     if found != (rate, 1, "PCM_16"):
         raise ValueError(
-            f"{found[0]} Hz, {found[1]} channel(s) and samples {found[2]}; expected {expected}, "
-            "so convert it first"
+            f"it has {found[0]} Hz, {found[1]} channel(s) and samples {found[2]}; expected "
+            f"{expected}; convert it first"
         )
     if len(content) < (declared := _declared_bytes(content)):  # libsndfile returns what there is
         raise ValueError(
-            f"cut short: {len(content)} bytes where its header declares {declared}; get the file "
-            "again"
+            f"it is cut short: {len(content)} bytes where its header declares {declared}; get "
+            "the file again"
         )
     if not len(samples):
-        raise ValueError("no samples; remove the file")
+        raise ValueError("it holds no samples; remove the file")
     return samples
 
 

@@ -45,7 +45,7 @@ def decoding(expected: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".") or "no reason given"
         raise ValueError(
-            f"cannot be read as {expected} ({type(error).__name__}: {reason}); the file is "
+            f"it cannot be read as {expected} ({type(error).__name__}: {reason}); the file is "
             "damaged, cut short or of another format, so get it again"
         ) from error
 

@@ -24,7 +24,7 @@ def mu_law(samples: ArrayLike, bits: int = 16) -> np.ndarray:
 
     At 16 bits the 65,536 values of a sample use 20,127 of the 65,536 cells. Each value within
     3,019 of 0 has its own cell, and most cells around 0 are empty (1 is 3,245 cells from 0).
-    Farther out values share cells, 11 or 12 to a cell at the ends.
+    Values farther out share cells, 11 or 12 to a cell at the ends.
 
     Args:
         samples: integers from -32,768 to 32,767, any shape; whole floating numbers will do.

@@ -53,9 +53,7 @@ def spoken_digits(
     """
     frames_of = partial(log_mel, sample_rate=_RATE, n_mels=n_mels, window=window, hop=hop)
     with reading(path, _EXPECTED, folder=True) as corpus:
-        found = recordings(
-            corpus, _parse, kind="spoken digit", expected=_EXPECTED, rate=_RATE, most=_MAX_BYTES
-        )
+        found = recordings(corpus, _parse, _EXPECTED, _RATE, _MAX_BYTES)
         pieces = (
             (split, name, frames_of(samples / 32768.0))
             for split, name, samples in sorted(found, key=lambda recording: recording[1])
@@ -85,7 +83,7 @@ def holds_digits(path: str | Path) -> bool:
 
 
 def labels(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
-    """Who says what, from the names.
+    """Read digit and speaker of each sequence from its name.
 
     Args:
         sequences: a split of :func:`spoken_digits`, or some of it.

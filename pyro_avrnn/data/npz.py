@@ -48,7 +48,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays ``x``, ``lengths`` and ``split``, the last two if they are there."""
     with path.open("rb") as file:
         if file.read(2) != b"PK":
-            raise ValueError(f"no .npz archive; expected {_EXPECTED}, as numpy.savez writes it")
+            raise ValueError(f"it is not an archive; expected {_EXPECTED}, as by numpy.savez")
         file.seek(0)
         try:
             with decoding(_EXPECTED), np.load(file, allow_pickle=False) as stored:
@@ -118,7 +118,7 @@ def _splits(count: int, split: np.ndarray | None) -> list[str]:
             f"split must be strings or integers of shape ({count},), one for each sequence, got "
             f"{split.dtype} {split.shape}"
         )
-    known = {str(code): name for code, name in enumerate(SPLITS)} | {name: name for name in SPLITS}
+    known = dict(zip("012", SPLITS, strict=True)) | {name: name for name in SPLITS}
     texts = split.astype(str).tolist()
     for i, text in enumerate(texts):
         if text not in known:

@@ -85,10 +85,7 @@ def timit(
 def _segments(corpus: Path, frame: int, segment: int | None) -> Iterator[Piece]:
     """Split, name and frames (T, X), int16, of each segment, in the order of the files."""
     split_of: dict[str, str] = {}
-    utterances = recordings(
-        corpus, _parse, kind="TIMIT utterance", expected=_EXPECTED, rate=_RATE, most=_MAX_BYTES
-    )
-    for split, name, samples in utterances:
+    for split, name, samples in recordings(corpus, _parse, _EXPECTED, _RATE, _MAX_BYTES):
         speaker = name.split("-")[1].split("/")[0]
         if split_of.setdefault(speaker, split) != split:
             raise ValueError(
@@ -110,10 +107,10 @@ def _segments(corpus: Path, frame: int, segment: int | None) -> Iterator[Piece]:
 
 def _statistics(pieces: list[Piece]) -> tuple[float, float]:
     """Mean and deviation of the training samples, from exact integer sums; 1 for silence."""
-    train = [samples.astype(np.int64) for split, _, samples in pieces if split == "train"]
+    train = [samples for split, _, samples in pieces if split == "train"]
     count = sum(samples.size for samples in train) or 1  # an empty split is refused later
-    total = sum(int(samples.sum()) for samples in train)
-    squares = sum(int((samples**2).sum()) for samples in train)
+    total = sum(int(samples.sum(dtype=np.int64)) for samples in train)
+    squares = sum(int((samples.astype(np.int64) ** 2).sum()) for samples in train)
     return total / count, ((squares * count - total**2) ** 0.5 / count) or 1.0
 
 

@@ -1,6 +1,6 @@
 """Japanese Vowels, the data set that comes with the package.
 
-Nine male speakers say /ae/: 640 series of 12 LPC cepstrum coefficients, one frame each 6.4 ms
+Nine male speakers say /ae/: 640 series of 12 LPC cepstrum coefficients, a frame every 6.4 ms
 (windows of 25.6 ms, audio at 10 kHz), 7 to 29 frames long.
 
 Origin: Kudo, Toyama and Shimbo, "Multidimensional curve classification using passing-through

@@ -1,4 +1,4 @@
-"""Metrics against SVI steps: learning curves, and those of the critics."""
+"""Metrics against SVI steps: learning curves and critics' curves."""
 
 import math
 from pathlib import Path

@@ -53,11 +53,9 @@ def draw_rolls(
 ) -> Figure:
     """Draw rolls (T, K), 0 to 1, by their title; the y axis counts columns if no note is given."""
     images, first = list(rolls.values()), first_note or 0
-    labels = (
-        "time (seconds)" if step_seconds else "step",
-        "feature" if first_note is None else "key",
-    )
-    picture, stacked = style.stacked(rolls, title, *labels)
+    xlabel = "time (seconds)" if step_seconds else "step"
+    ylabel = "feature" if first_note is None else "key"
+    picture, stacked = style.stacked(rolls, title, xlabel, ylabel)
     ends = [(step_seconds or 1.0) * len(image) for image in images]
     extents = [(0, end, first - 0.5, first + images[0].shape[1] - 0.5) for end in ends]
     transposed = [image.T for image in images]
@@ -68,7 +66,7 @@ def draw_rolls(
             for note in range(0, 128, 12):  # between B and C, so that no key is crossed out
                 axes.axhline(note - 0.5, color="#C8C8C8", lw=0.6)
     # a probability may be above 0 everywhere, so these are the keys that sound rather than not
-    heard = np.flatnonzero(np.any([(image > 0.5).any(axis=0) for image in images], axis=0))
+    heard = np.flatnonzero(np.max([image.max(axis=0) for image in images], axis=0) > 0.5)
     low, high = (heard[0], heard[-1]) if len(heard) else (0, images[0].shape[1] - 1)
     room = 1 if first_note is None else 6  # one C, at least, is in view
     stacked[0].set_ylim(first + low - room, first + high + room)

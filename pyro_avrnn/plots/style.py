@@ -1,4 +1,4 @@
-"""What the pictures share: colours of rows, figures and axes, the legend below, the file.
+"""Shared by all pictures: colours of rows, figures and axes, the legend below, the file.
 
 The colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart. A dark
 red replaces their yellow, which is hard to read on white.
@@ -49,7 +49,7 @@ def row_styles(rows: Iterable[str]) -> dict[str, Style]:
     """A style for each row; eight colours, then the same ones again with another marker.
 
     Args:
-        rows: labels, in the order in which they are drawn; doubles are ignored.
+        rows: labels, in the order in which they are drawn; duplicates are ignored.
 
     Example:
         >>> row_styles(["rnn", "rnn", "elbo"])["elbo"]

@@ -340,7 +340,7 @@ def test_timit_refuses_paths_without_the_corpus(tmp_path: Path) -> None:
     sentence(missing, "no.zip", "does not exist")
     with pytest.raises(ValueError) as error:
         timit(tree(tmp_path / "empty", {"a.txt": b""}))
-    sentence(error, "no TIMIT utterance", "dr1-SPEAKER")
+    sentence(error, "no recordings", "dr1-SPEAKER")
     with pytest.raises(ValueError) as error:
         timit(tree(tmp_path / "part", {"dr1-fabc0/sa1.wav": wav_bytes()}))
     sentence(error, "each split needs", "'valid': 0", "dialect regions")
