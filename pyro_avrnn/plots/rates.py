@@ -1,4 +1,4 @@
-"""Held-out numbers as bars: how good is each row, and what is its KL spent on?"""
+"""Held-out bounds as bars, and what the KL rate is spent on."""
 
 import math
 from pathlib import Path
@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
-from pyro_avrnn.cli.plots import style
-from pyro_avrnn.cli.plots.style import Table, Target
+from pyro_avrnn.plots import style
+from pyro_avrnn.plots.style import BLACK, GREY, PAPER, Table, Target
 
-Parts = list[tuple[float, dict[str, Any]]]  # lengths, NaN where unknown, and looks
+Parts = list[tuple[float, dict[str, Any]]]  # lengths, NaN if unknown, and looks
 
 _KEYS = (
     "iwae_per_frame",
@@ -24,15 +24,17 @@ _KEYS = (
 
 
 def rate_bars(results: Table, path: Target) -> Path:
-    """Held-out bounds of every row, and what their KL rate is spent on.
+    """Draw held-out bounds of every row, and what their KL rate is spent on.
 
     A row's values are means over its seeds, with the standard deviation over seeds as error bar.
     Bars of the bounds start at the baseline of independent dimensions. Rows far worse than the
-    others run out of the panel and say where they end.
+    others run out of the panel, with their value as text.
 
     Args:
-        results: dicts with ``row``, ``seed``, ``baseline_per_frame`` and the keys above, in nats
-            per frame; what is not finite is left out.
+        results: dicts with ``row``, ``seed``, ``baseline_per_frame``, ``iwae_per_frame``,
+            ``elbo_per_frame``, ``kl_per_frame``, ``information_at_most`` and
+            ``aggregate_mismatch_at_least``, in nats per frame; values that are not finite are
+            left out.
         path: PNG to write; returned.
     """
     styles = style.row_styles(result["row"] for result in results)
@@ -52,18 +54,18 @@ def rate_bars(results: Table, path: Target) -> Path:
         _bar(left, i + 0.19, baseline, [(elbo[i][0] - baseline, pale)], elbo[i][1])
         parts = [(information[i][0], full), (mismatch[i][0], hatched)]
         _bar(right, i, 0.0, parts, kl[i][1], "no KL" if kl[i][0] == 0 else "no value")
-    left.axvline(baseline, color=style.BLACK, ls="--", lw=1)
+    left.axvline(baseline, color=BLACK, ls="--", lw=1)
     left.set_yticks(range(len(styles)), [style.fold(label) for label in styles], fontsize=8.5)
     left.set_ylim(len(styles) - 0.5, -0.5)
     for axes in (left, right):
         style.tidy(axes, "nats per frame")
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
-    full, pale, hatched = _looks(style.GREY)
+    full, pale, hatched = _looks(GREY)
     handles = [
         Patch(**full, label="left: IWAE"),
         Patch(**pale, label="left: ELBO"),
-        style.line("left: independent dimensions", style.BLACK, ls="--", lw=1),
+        style.line("left: independent dimensions", BLACK, ls="--", lw=1),
         Patch(**full, label="right: information (at most)"),
         Patch(**hatched, label="right: aggregate mismatch (at least)"),
     ]
@@ -88,7 +90,7 @@ def _looks(colour: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
 def _zoom(axes: Axes, ends: list[float], anchor: float, sign: float) -> None:
-    """Limits by the bars not far worse than the better half; ``sign`` 1 if larger is better."""
+    """Set limits by the bars not far worse than the better half; ``sign`` 1: larger is better."""
     scores = [sign * end for end in ends if not math.isnan(end)] or [sign * anchor]
     best = max(scores)
     spread = max(best - median_high(scores), 0.2 * abs(best - sign * anchor), 1.0)
@@ -101,7 +103,7 @@ def _zoom(axes: Axes, ends: list[float], anchor: float, sign: float) -> None:
 def _bar(
     axes: Axes, y: float, anchor: float, parts: Parts, error: float, otherwise: str = "no value"
 ) -> None:
-    """Parts end to end, cut at the limits; right of them and of the anchor where they end."""
+    """Draw parts end to end, cut at the limits, and their total right of them or the anchor."""
     low, high = axes.get_xlim()
     end = start = anchor
     for length, look in parts:
@@ -113,7 +115,7 @@ def _bar(
     if end < low or end > high:
         text += " (off scale)"
     elif error:
-        axes.errorbar(end, y, xerr=error, color=style.BLACK, lw=1, capsize=2)
-    side, box = ("right", style.PAPER) if end > high else ("left", None)
+        axes.errorbar(end, y, xerr=error, color=BLACK, lw=1, capsize=2)
+    side, box = ("right", PAPER) if end > high else ("left", None)
     at = min(max(anchor, end + error), high)  # the anchor where the end is NaN
     axes.text(at, y, f" {text} ", ha=side, va="center", fontsize=8.5, bbox=box)

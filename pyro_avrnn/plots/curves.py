@@ -1,31 +1,32 @@
-"""Metrics against SVI steps: do the rows learn, and what do their critics say meanwhile?"""
+"""Metrics against SVI steps: learning curves and critics' curves."""
 
 import math
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from pyro_avrnn.cli.plots import style
-from pyro_avrnn.cli.plots.style import Table, Target
+from pyro_avrnn.plots import style
+from pyro_avrnn.plots.style import BLACK, DASHED, GREY, PAPER, Table, Target
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 Curves = dict[str, list[Curve]]  # by row, one for each seed
 
-_MOST_CRITICS = 6  # columns that still read
+_MOST_CRITICS = 6  # more columns are too narrow to read
 _MOST_NOTES = 6  # rows off the scale that are named
 
 
 def learning_curves(rows: Table, path: Target) -> Path:
-    """Reconstruction loss and ELBO against SVI steps: the paper's figure 2.
+    """Draw reconstruction loss and ELBO against SVI steps: the paper's figure 2.
 
-    Rows that end far away from the best do not set the scale; a line of text says where they are.
+    Rows that end far from the best do not set the scale; a line of text gives their values.
 
     Args:
         rows: metrics of all trainings, dicts with ``row``, ``seed``, ``step``,
-            ``reconstruction`` and ``elbo`` (nats per frame, larger is better) and where
-            validated ``validation_bound`` (nats per frame); what is not finite is left out.
+            ``reconstruction`` and ``elbo`` (nats per frame, larger is better) and, at validated
+            steps, ``validation_bound`` (nats per frame); values that are not finite are left out.
         path: PNG to write; returned.
 
     Source: Huang and Xiao (2021), https://arxiv.org/abs/2108.04496, figure 2.
@@ -39,23 +40,17 @@ def learning_curves(rows: Table, path: Target) -> Path:
     right.set_ylabel("bound (nats per frame)")
     loss = _curves(rows, "reconstruction", -1.0)
     bound, valid = _curves(rows, "elbo"), _curves(rows, "validation_bound")
-    groups = ((left, loss, "-"), (right, bound, "-"), (right, valid, style.DASHED))
-    for axes, curves, dashes in groups:
-        for label, (colour, marker) in styles.items():
-            seeds = curves.get(label, [])
-            for steps, values in seeds if len(seeds) > 1 else []:
-                axes.plot(steps, values, color=colour, ls=dashes, lw=0.5, alpha=0.3)
-            for steps, values in _mean(seeds):
-                (line,) = axes.plot(steps, values, color=colour, ls=dashes, lw=1.5, marker=marker)
-                line.set(markersize=4, markevery=max(1, len(steps) // 10))
+    for axes, curves, dashes in ((left, loss, "-"), (right, bound, "-"), (right, valid, DASHED)):
+        for label, look in styles.items():
+            _mean_and_seeds(axes, curves.get(label, []), look, dashes)
     _zoom(left, loss, {}, "loss", -1.0)
     _zoom(right, bound, valid, "ELBO", 1.0)
     for axes in (left, right):
         style.tidy(axes, "SVI step")
     handles = [
         *(style.line(label, look.colour, marker=look.marker) for label, look in styles.items()),
-        style.line("training batches", style.GREY),
-        style.line("validation", style.GREY, ls=style.DASHED),
+        style.line("training batches", GREY),
+        style.line("validation", GREY, ls=DASHED),
     ]
     many = any(len(seeds) > 1 for seeds in loss.values())
     note = "mean over seeds, each seed faint; " if many else ""
@@ -64,11 +59,11 @@ def learning_curves(rows: Table, path: Target) -> Path:
 
 
 def critic_curves(rows: Table, path: Target) -> Path:
-    """Critic loss and adversarial loss beside the closed-form W2: the paper's figure 3.
+    """Draw critic loss, adversarial loss and the closed-form W2: the paper's figure 3.
 
     W2 between the normals p(z_t | h_t) and q(z_t | x_t, h_t), averaged over frames, bounds the
-    number of a 1-Lipschitz critic of single steps from above. A clipped critic has a scale of
-    its own, and one that is fed redrawn paths is not bounded by it.
+    number of a 1-Lipschitz critic of single steps from above. It does not bound a clipped critic,
+    whose scale is arbitrary, nor one that sees redrawn paths.
 
     Args:
         rows: as for :func:`learning_curves`, with ``critic_loss``, ``critic_penalty`` or
@@ -85,7 +80,7 @@ def critic_curves(rows: Table, path: Target) -> Path:
         return style.save(style.figure(6.5, 0.6, "No row of this comparison has a critic."), path)
     shown = critics[:_MOST_CRITICS]
     more = f" (first {len(shown)} of {len(critics)} rows)" if len(critics) > len(shown) else ""
-    title = f"What the critics say, beside the closed-form W2{more}"
+    title = f"The critics' numbers and the closed-form W2{more}"
     picture = style.figure(max(6.5, 1.2 + 3.1 * len(shown)), 5.8, title)
     grid = picture.subplots(2, len(shown), squeeze=False, sharex="col")
     for (top, bottom), label in zip(grid.T, shown, strict=True):
@@ -93,23 +88,35 @@ def critic_curves(rows: Table, path: Target) -> Path:
         top.set_title(style.fold(label), color=colour, fontsize=10, fontweight="bold")
         for steps, values in loss[label]:
             top.plot(steps, values, color=colour, lw=1.2)
-        for steps, values in w2.get(label, []):
-            bottom.plot(steps, values, color=style.GREY, ls=style.DASHED, lw=1.2)
-        for steps, values in number.get(label, []):
-            bottom.plot(steps, values, color=colour, lw=1.2)
+        for curves, look in ((w2, {"color": GREY, "ls": DASHED}), (number, {"color": colour})):
+            for steps, values in curves.get(label, []):
+                bottom.plot(steps, values, lw=1.2, **look)
         _symlog(bottom, number.get(label, []) + w2.get(label, []))
-        bottom.axhline(0.0, color=style.BLACK, lw=0.6, zorder=0)
+        bottom.axhline(0.0, color=BLACK, lw=0.6, zorder=0)
         style.tidy(top)
         style.tidy(bottom, "SVI step")
     grid[0, 0].set_ylabel("critic loss")
     grid[1, 0].set_ylabel("adversarial loss\n(distance, units of z)")
     handles = [
-        style.line("critic's number (in the row's colour)", style.BLACK),
-        style.line("closed-form W2 (upper bound)", style.GREY, ls=style.DASHED),
+        style.line("critic's number (in the row's colour)", BLACK),
+        style.line("closed-form W2 (upper bound)", GREY, ls=DASHED),
     ]
-    note = "W2 bounds 1-Lipschitz critics of single steps; a clipped critic has a scale of its own"
+    note = "W2 bounds 1-Lipschitz critics of single steps; a clipped critic's scale is arbitrary"
     style.legend_below(picture, handles, note)
     return style.save(picture, path)
+
+
+def _mean_and_seeds(axes: Axes, seeds: list[Curve], look: style.Style, dashes: Any) -> None:
+    """One row's curve, the mean over its seeds; each seed faint where there are several."""
+    if not seeds:
+        return
+    line: dict[str, Any] = {"color": look.colour, "ls": dashes}
+    for steps, values in seeds if len(seeds) > 1 else []:
+        axes.plot(steps, values, lw=0.5, alpha=0.3, **line)
+    shared = sorted(set.intersection(*(set(steps.tolist()) for steps, _ in seeds)))
+    mean = np.mean([values[np.isin(steps, shared)] for steps, values in seeds], axis=0)
+    marks: dict[str, Any] = {"marker": look.marker, "markevery": max(1, len(shared) // 10)}
+    axes.plot(shared, mean, lw=1.5, ms=4, **marks, **line)
 
 
 def _curves(rows: Table, key: str, sign: float = 1.0) -> Curves:
@@ -127,15 +134,6 @@ def _curves(rows: Table, key: str, sign: float = 1.0) -> Curves:
     return curves
 
 
-def _mean(seeds: list[Curve]) -> list[Curve]:
-    """Mean over seeds at the steps they share, as one curve; none of none."""
-    if not seeds:
-        return []
-    shared = sorted(set.intersection(*(set(steps.tolist()) for steps, _ in seeds)))
-    values = [v[np.isin(steps, shared)] for steps, v in seeds]
-    return [(np.array(shared), np.mean(values, axis=0))]
-
-
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Centred moving average over a twentieth of the curve, shorter at its ends."""
     window = np.ones(1 + 2 * (len(values) // 40))
@@ -144,9 +142,9 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _zoom(axes: Axes, curves: Curves, valid: Curves, what: str, sign: float) -> None:
-    """Limits by the rows that end near the best; a note on where each of the others ends.
+    """Set limits by the rows that end near the best, and note where each of the others ends.
 
-    ``sign`` is 1 where larger is better, -1 where smaller is; below, larger always is.
+    ``sign`` is 1 where larger is better, else -1; multiplied by it, larger is always better.
     """
     ends, starts = {}, {}
     for label, seeds in curves.items():
@@ -170,7 +168,7 @@ def _zoom(axes: Axes, curves: Curves, valid: Curves, what: str, sign: float) -> 
     axes.set_ylim(*sorted((sign * low, sign * high)))
     y, side = (0.02, "bottom") if sign > 0 else (0.98, "top")
     text = axes.text(0.985, y, "\n".join(notes), ha="right", va=side, transform=axes.transAxes)
-    text.set(fontsize=8.5, bbox=style.PAPER, zorder=5)
+    text.set(fontsize=8.5, bbox=PAPER, zorder=5)
 
 
 def _symlog(axes: Axes, seeds: list[Curve]) -> None:
