@@ -21,8 +21,8 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from inference.densities import StepDensities, check_mask
-from pyro_avrnn.networks import agree, broadcast_cat, width
 from pyro_avrnn.rollout import Select, rollout
+from pyro_avrnn.shapes import agree, broadcast_cat, width
 
 
 class SequenceModel(nn.Module, ABC):
