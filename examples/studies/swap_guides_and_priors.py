@@ -8,172 +8,138 @@ al. (2017), https://arxiv.org/abs/1609.09869; flows as priors, Dinh et al. (2017
 https://arxiv.org/abs/1605.08803, and as guides, Kingma et al. (2016),
 https://arxiv.org/abs/1606.04934.
 
-    python examples/swap_guides_and_priors.py                # a VRNN's 5 priors x 9 guides
-    python examples/swap_guides_and_priors.py --cells gru lstm --jobs 2
-    python examples/swap_guides_and_priors.py --model dmm --guides smoothing smoothing_flow
+    python examples/studies/swap_guides_and_priors.py              # a VRNN's 5 priors x 9 guides
+    python examples/studies/swap_guides_and_priors.py --cells gru lstm --jobs 2
+    python examples/studies/swap_guides_and_priors.py --model dmm --guides smoothing smoothing_flow
 
-Every cell of the grid is one training by the annealed ELBO, scored on held-out sequences; a "-" is
-a pair that may not meet, and the sentence below the table says why. Finished cells are kept in
-results.json: a run that was interrupted goes on, and one with more cells adds to it.
+Every cell of the grid is one training by the annealed ELBO, scored on held-out sequences. A "-"
+marks parts that do not go together; a sentence below the table says why. Finished cells stay in
+results.json: an interrupted run continues, and a run with more cells adds to the file.
 
 600 steps are few, and a cell has one seed: read rows and columns, not single cells. Differences
-below 0.3 nats may well be noise; repeat with another --seed before believing them, and with more
---steps before calling a slow learner bad. About 20 minutes on one core with the defaults.
+below 0.3 nats may be noise; repeat with another --seed before you believe them, and with more
+--steps before you call a slow learner bad. The defaults take about 20 minutes on one core.
 """
 
 import argparse
 import json
 import math
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
+from common import arguments, in_processes, markdown, parse, publish, train_and_score
 from matplotlib.axes import Axes
-from pyro.infer import SVI
 from tqdm import tqdm
 
-from inference import (
-    ELBO,
-    DegenerateWeightsError,
-    NonFiniteLossError,
-    Ramp,
-    evaluate,
-    fit,
-    seeded,
-)
+from inference import seeded
+from inference.files import write_json
 from pyro_avrnn import recipes
-from pyro_avrnn.cli.plots import style
-from pyro_avrnn.cli.runs import commit, write_json
-from pyro_avrnn.data import Batches, Dataset, load
+from pyro_avrnn.data import Dataset, load
 from pyro_avrnn.guides import GUIDES
 from pyro_avrnn.networks import CELLS
+from pyro_avrnn.plots import style
 from pyro_avrnn.priors import PRIORS
 
-Cell = dict[str, Any]  # what is swapped, then what all cells share; finished, also its numbers
+Cell = dict[str, Any]  # the parts, what all cells share and, when finished, its numbers
+Key = tuple[Any, ...]
 PARTS = ("prior", "guide", "cell")
 SHARED = ("model", "data", "steps", "seed", "few")
+COLUMNS = {  # of the table: head -> key of a cell, digits
+    "IWAE-64": ("iwae_per_frame", 2),
+    "± se": ("iwae_per_frame_se", 2),
+    "ELBO": ("elbo_per_frame", 2),
+    "KL": ("kl_per_frame", 2),
+    "best step": ("best_step", 0),
+    "seconds": ("seconds", 0),
+}
 
 
 @cache
 def dataset(source: str) -> Dataset:
-    """The data, read once a process."""
+    """Read the data, once a process."""
     return load(source)
 
 
-def assemble(cell: Cell, data: Dataset) -> recipes.Recipe:
-    """The swap itself; parameters are drawn from torch's global state."""
+def assemble(cell: Cell) -> recipes.Recipe:
+    """Swap the parts; parameters are drawn from torch's global state."""
+    data = dataset(cell["data"])
     parts = {part: cell[part] for part in PARTS if cell[part] is not None}
     make = recipes.RECIPES[cell["model"]]
     return make(x_dim=data.x_dim, z_dim=8, h_dim=64, **data.emission, **parts)
 
 
 def train(cell: Cell) -> Cell:
-    """One training by the annealed ELBO; the best parameters scored on test sequences."""
+    """Train one cell and score it on the test split."""
     data = dataset(cell["data"])
-    steps, seed = cell["steps"], cell["seed"]
-    test = data.test
-    if cell["few"] is not None:
-        test = test.select(range(cell["few"]))
-    with pyro.get_param_store().scope(), seeded(seed):
-        r = assemble(cell, data)
-        loss = ELBO(kl_weight=Ramp(0, 1, over=0.5))
-        try:
-            history = fit(
-                SVI(r.model, r.guide, pyro.optim.Adam({"lr": 2e-3}), loss),
-                Batches(data.train, batch_size=64, seed=seed),
-                steps=steps,
-                validation=(data.valid.x, data.valid.mask),
-                validate_every=max(steps // 20, 1),
-                clip_norm=5.0,
-                seed=seed,
-                progress=False,
-            )
-            found = evaluate(r.model, r.guide, test.x, test.mask, seed=seed)
-        except (NonFiniteLossError, DegenerateWeightsError) as error:
-            return cell | {"commit": commit(), "error": str(error)}
-    numbers = {"best_step": history.best_step, "seconds": history.seconds, **found.as_dict()}
-    return cell | {"commit": commit(), "error": None, **numbers}
+    found = train_and_score(
+        partial(assemble, cell),
+        data,
+        data.test if cell["few"] is None else data.test.select(range(cell["few"])),
+        steps=cell["steps"],
+        seed=cell["seed"],
+        validations=20,
+        filtered=False,
+    )
+    return cell | found
 
 
 def why_not(cell: Cell) -> str | None:
-    """Why these parts may not meet, in one sentence; None if they may."""
+    """Say in one sentence why these parts do not go together; None if they do."""
     try:
         with seeded(0):
-            assemble(cell, dataset(cell["data"]))
+            assemble(cell)
     except (NotImplementedError, ValueError) as error:
         return str(error)
     return None
 
 
-def trained(todo: list[Cell], jobs: int) -> Iterator[Cell]:
-    """Cells as they are finished, in processes of one thread each."""
-    if jobs == 1:
-        yield from map(train, todo)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
-        try:
-            for future in as_completed([pool.submit(train, cell) for cell in todo]):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def key(cell: Cell) -> tuple[Any, ...]:
-    """What makes a finished cell the one that is asked for."""
+def key(cell: Cell) -> Key:
+    """Identify a cell by its parts and by what all cells share."""
     return tuple(cell.get(name) for name in (*PARTS, *SHARED))
 
 
-def report(cells: list[Cell], done: dict[tuple[Any, ...], Cell], refused: dict[Any, str]) -> str:
-    """Markdown: a table of all cells, then why some are missing."""
-    lines = ["| prior | guide | cell | IWAE-64 | ± se | ELBO | KL | best step | seconds |"]
-    lines.append("|---" * 9 + "|")
-    whys: dict[str, list[str]] = {}
-    for cell in cells:
-        row = done.get(key(cell), {})
-        numbers = [
-            show(row, name, digits)
-            for name, digits in (
-                ("iwae_per_frame", 2),
-                ("iwae_per_frame_se", 2),
-                ("elbo_per_frame", 2),
-                ("kl_per_frame", 2),
-                ("best_step", 0),
-                ("seconds", 0),
-            )
-        ]
-        names = [cell[part] or "" for part in PARTS]
-        lines.append("| " + " | ".join([*names, *numbers]) + " |")
-        reason = refused.get(key(cell)) or row.get("error")
-        if reason:
-            whys.setdefault(reason, []).append(" x ".join(filter(None, names)))
-    first = cells[0]
-    commits = sorted({row["commit"] or "unknown" for row in map(done.get, map(key, cells)) if row})
-    lines += [
-        "",
-        f"{first['model']} on {first['data']}, {first['steps']} steps, seed {first['seed']}; nats "
-        "per frame of the test split, se: standard error over its sequences. Commit "
-        f"{', '.join(commits)}.",
-        "",
-        *(f"- {', '.join(pairs)}: {reason}." for reason, pairs in whys.items()),
+def names(cell: Cell) -> list[str]:
+    """List the parts; a model without a recurrent cell has two."""
+    return [cell[part] for part in PARTS if cell[part] is not None]
+
+
+def report(cells: list[Cell], done: dict[Key, Cell], refused: dict[Key, str]) -> str:
+    """Make the table of all cells, followed by the reasons for missing ones."""
+    rows = [done.get(key(cell), {}) for cell in cells]
+    lines = [
+        [cell[part] or "" for part in PARTS] + [show(row, *what) for what in COLUMNS.values()]
+        for cell, row in zip(cells, rows, strict=True)
     ]
-    return "\n".join(lines)
+    reasons: dict[str, list[str]] = {}
+    for cell, row in zip(cells, rows, strict=True):
+        if reason := refused.get(key(cell)) or row.get("error"):
+            reasons.setdefault(reason, []).append(" x ".join(names(cell)))
+    first = cells[0]
+    commits = sorted({row["commit"] or "unknown" for row in rows if row})
+    return "\n".join(
+        [
+            markdown([*PARTS, *COLUMNS], lines),
+            "",
+            f"{first['model']} on {first['data']}, {first['steps']} steps, seed {first['seed']}; "
+            "nats per frame of the test split, se: standard error over its sequences. Commit "
+            f"{', '.join(commits)}.",
+            "",
+            *(f"- {', '.join(pairs)}: {reason}." for reason, pairs in reasons.items()),
+        ]
+    )
 
 
 def show(row: Cell, name: str, digits: int) -> str:
+    """Write a number of the cell; "-" if it has none."""
     value = row.get(name)
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def heat_map(cells: list[Cell], done: dict[tuple[Any, ...], Cell], path: Path) -> None:
-    """IWAE-64 of priors x guides, one panel for each recurrent cell; "-" where there is none."""
+def heat_map(cells: list[Cell], done: dict[Key, Cell], path: Path) -> None:
+    """Draw IWAE-64 of priors x guides, one panel for each recurrent cell."""
     priors, guides, kinds = ([*dict.fromkeys(cell[part] for cell in cells)] for part in PARTS)
     values = {
         tuple(cell[part] for part in PARTS): done.get(key(cell), {}).get("iwae_per_frame")
@@ -200,6 +166,7 @@ def heat_map(cells: list[Cell], done: dict[tuple[Any, ...], Cell], path: Path) -
 
 
 def write_numbers(axes: Axes, grid: list[list[float | None]], middle: float) -> None:
+    """Write each value into its cell, "-" where there is none."""
     for (i, row), j in product(enumerate(grid), range(len(grid[0]))):
         value = row[j]
         text = "-" if value is None else style.show(value)
@@ -207,36 +174,33 @@ def write_numbers(axes: Axes, grid: list[list[float | None]], middle: float) -> 
         axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=9)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def read_arguments() -> argparse.Namespace:
+    """Read the command line; ``--smoke`` takes a corner with one pair that is refused."""
+    parser = arguments(__doc__, out=None, steps=600)
+    known = [*GUIDES, *recipes.OF_DSAE]
     parser.add_argument("--model", choices=recipes.WITH_LATENTS, default="vrnn")
     parser.add_argument("--priors", nargs="+", choices=[*PRIORS], default=[*PRIORS])
-    known = [*GUIDES, *recipes.OF_DSAE]
     parser.add_argument("--guides", nargs="+", choices=known, help="default: all of the model")
     parser.add_argument("--cells", nargs="+", choices=[*CELLS], default=["gru"])
     parser.add_argument("--data", default="vowels", help="vowels, TIMIT, .mat or .npz")
-    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
-    parser.add_argument("--out", type=Path, help="default: runs/swap-MODEL")
-    parser.add_argument("--smoke", action="store_true", help="a corner of it, in a few steps")
-    args = parser.parse_args()
-    guides = args.guides or known[: None if args.model == "dsae" else len(GUIDES)]
-    priors, steps, sequences = args.priors, args.steps, None
-    if args.smoke:  # with one pair that may not meet
-        priors, guides, steps, sequences = (
-            ["conditional", "flow"],
-            ["filtering", "residual"],
-            5,
-            40,
-        )
-    has_cell = "cell" in recipes.OWN[args.model]
-    kinds = args.cells if has_cell else [None]
-    shared = (args.model, args.data, steps, args.seed, sequences)
-    cells = [
-        dict(zip((*PARTS, *SHARED), (*parts, *shared), strict=True))
-        for parts in product(priors, guides, kinds)
-    ]
+    args = parse(parser)
+    args.guides = args.guides or known[: None if args.model == "dsae" else len(GUIDES)]
+    args.few = None
+    if args.smoke:
+        args.priors, args.guides = ["conditional", "flow"], ["filtering", "residual"]
+        args.steps, args.few = 5, 40
+    if "cell" not in recipes.OWN[args.model]:
+        args.cells = [None]
+    return args
+
+
+def main() -> None:
+    args = read_arguments()
+    shared = {name: getattr(args, name) for name in SHARED}
+    grid = product(args.priors, args.guides, args.cells)
+    cells = [dict(zip(PARTS, parts, strict=True)) | shared for parts in grid]
     out = args.out or Path(f"runs/swap-{args.model}")
     out.mkdir(parents=True, exist_ok=True)
     results = out / "results.json"
@@ -245,16 +209,13 @@ def main() -> None:
     todo = [cell for cell in cells if key(cell) not in done]
     refused = {key(cell): reason for cell in todo if (reason := why_not(cell))}
     todo = [cell for cell in todo if key(cell) not in refused]
-    with tqdm(total=len(todo), desc="cells") as bar:
-        for cell in trained(todo, args.jobs):
+    with tqdm(in_processes(train, todo, args.jobs), desc="cells", total=len(todo)) as bar:
+        for cell in bar:
             done[key(cell)] = cell
             write_json(results, [*done.values()])
-            bar.set_postfix_str(" ".join([*filter(None, (cell[part] for part in PARTS))]))
-            bar.update()
-    text = report(cells, done, refused)
-    (out / "table.md").write_text(text + "\n")
+            bar.set_postfix_str(" ".join(names(cell)))
     heat_map(cells, done, out / "swap.png")
-    print(f"{text}\n\nwritten: {out}/results.json, table.md, swap.png")
+    publish(out, "table.md", report(cells, done, refused), "results.json", "swap.png")
 
 
 if __name__ == "__main__":
