@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from inference.bounds import analytic_kl
+from inference.densities import StepDensities
 from inference.divergences import (
     Codes,
     Divergence,
@@ -28,8 +30,6 @@ from inference.divergences import (
     wasserstein2,
 )
 from inference.modes import evaluating
-from inference.objectives import analytic_kl
-from inference.densities import StepDensities
 from inference.protocols import Stepwise
 from inference.schedules import Schedule
 from inference.traces import step_densities
@@ -96,7 +96,8 @@ class Adversarial:
         name: prefix of its metrics.
 
     Raises:
-        ValueError: a critic without a known view, or one that the divergence's constraint does not fit.
+        ValueError: a critic without a known view, or one that does not fit the divergence's
+            constraint.
     """
 
     def __init__(
@@ -113,8 +114,8 @@ class Adversarial:
         view = getattr(critic, "view", None)
         if not callable(view) and view not in VIEWS:
             raise ValueError(
-                f"critic must have an attribute view, one of {', '.join(VIEWS)} or a function, got "
-                f"{view!r} of {type(critic).__name__}; set critic.view to what it is shown"
+                f"critic must have a view, one of {', '.join(VIEWS)} or a function, but that of "
+                f"{type(critic).__name__} is {view!r}; set its attribute view to what it is shown"
             )
         if critic_steps < 0:
             raise ValueError(f"critic_steps must not be negative, got {critic_steps}")

@@ -70,7 +70,7 @@ def test_a_row_is_built_with_its_bound(text: str, kind: type, particles: int) ->
     assert type(parts.objective) is kind and parts.objective.num_particles == particles
     has_critic = parts.adversarial is not None
     # the paper's second algorithm moves the critic's price to a step of its own
-    assert list(parts.objective.regularisers) == (
+    assert list(parts.objective.penalties) == (
         [parts.adversarial] if has_critic and not text.startswith("alternating") else []
     )
 
