@@ -17,7 +17,7 @@ from pyro.distributions import Distribution, Normal
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from inference import ELBO, Ramp, Validation, evaluate, fit, seeded
+from inference import ELBO, Ramp, evaluate, fit, seeded
 from pyro_avrnn import recipes
 from pyro_avrnn.data import Batches, vowels
 
@@ -51,9 +51,10 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--steps", type=int, default=600)
 parser.add_argument("--smoke", action="store_true", help="3 steps, to see that it runs")
 args = parser.parse_args()
-steps, torch_threads = 3 if args.smoke else args.steps, torch.set_num_threads(1)
+steps = 3 if args.smoke else args.steps
+torch.set_num_threads(1)
 data = vowels()
-validation = Validation((data.valid.x, data.valid.mask), every=50)
+validation = (data.valid.x, data.valid.mask)
 
 for name, make in variants.items():
     with pyro.get_param_store().scope(), seeded(0):

@@ -18,8 +18,7 @@ import pyro
 import torch
 from pyro.infer import SVI
 
-from inference import ELBO, Adversarial, Ramp, Validation, evaluate, fit, seeded
-from inference import spectral, wasserstein
+from inference import ELBO, Adversarial, Ramp, evaluate, fit, seeded, spectral, wasserstein
 from pyro_avrnn import recipes
 from pyro_avrnn.data import Batches, vowels
 
@@ -60,7 +59,7 @@ for name, (kl_weight, weight) in rows.items():
             Batches(data.train, 64, seed=0),
             steps=3 if args.smoke else args.steps,
             hooks=hooks,
-            validation=Validation((data.valid.x, data.valid.mask), every=50),
+            validation=(data.valid.x, data.valid.mask),
             clip_norm=5.0,
             seed=0,
             progress=name,
