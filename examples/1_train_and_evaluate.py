@@ -1,7 +1,7 @@
 """Do latents help to model speech? Train an RNN and a VRNN, and score both on unseen utterances.
 
 Source: Chung et al. (2015), https://arxiv.org/abs/1506.02216. The data are built in: 640 times
-/ae/ by nine speakers, 7 to 29 frames of 12 features (Kudo et al. 1999).
+/ae/ by nine speakers, 7 to 29 frames of 12 features each (https://doi.org/10.24432/C5NS47).
 
 Expect, in nats per frame (seed 0, 1,500 steps, one thread; about a minute):
 

@@ -85,7 +85,7 @@ def alternate(runs: dict[str, Callable[[], float]], rounds: int, what: str) -> d
 
 
 def compare(seconds: dict[str, list[float]], *bases: str, **common: Any) -> list[Row]:
-    """Make a row a contender: medians, and ratios of medians with their range over the rounds."""
+    """Make one row per contender: medians, and ratios of medians with their range."""
     rows = []
     for name, mine in seconds.items():
         middle, least, most = (float(f"{of(mine):.4g}") for of in (median, min, max))

@@ -82,18 +82,18 @@ def train(
     num_particles: int = 16,
     title: str | None = None,
 ) -> History:
-    """Train by Adam and stop at the best validation bound.
+    """Train by Adam; keep the parameters with the best validation bound.
 
     Args:
-        recipe: model and guide; they end with the parameters of the best step.
+        recipe: model and guide; they end up with the parameters of the best step.
         loss: what SVI minimises.
         data: its training and validation splits are used.
         steps: SVI steps.
         seed: of batches and draws.
         lr: learning rate.
         lr_decay: let the learning rate fall linearly to a tenth.
-        batch_size: sequences a step.
-        clip_norm: bound on the norm of the gradient a frame.
+        batch_size: sequences per step.
+        clip_norm: bound on the norm of the gradient per frame.
         validations: how often the bound is computed.
         num_particles: of the validation bound.
         title: of the progress bar; None shows none.
@@ -190,8 +190,8 @@ def compare(
     Args:
         settings: options of the command line, ``data`` and ``out`` among them.
         rows: the trainings, as ``--rows`` takes them.
-        name: of the table's file.
-        table: makes the table out of the rows of ``results.json``.
+        name: file name of the table.
+        table: makes the table from the rows of ``results.json``.
 
     Returns:
         The exit status of the commands.

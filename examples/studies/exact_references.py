@@ -96,7 +96,7 @@ def bounds(model: LGSSM, x: Tensor, counts: list[int], repeats: int) -> Iterator
 
 
 def table(rows: list[Row]) -> str:
-    """Make the table of gaps and standard errors: a line a proposal and bound, a column a K."""
+    """Make the table of gaps and standard errors: rows are proposals and bounds, columns K."""
     lines: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         text = f"{round(row['gap'], 3) + 0.0:.3f} ± {row['standard_error']:.3f}"

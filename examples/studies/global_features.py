@@ -68,7 +68,7 @@ NAMES = {
 def train(
     data: Dataset, guide: str, kl_ramp: float, seed: int, settings: dict[str, Any]
 ) -> tuple[recipes.Recipe, Row]:
-    """Train a DSAE, best by the ELBO of the validation takes; also return what training showed."""
+    """Train a DSAE, stopped by the ELBO of the validation takes; also return its best step."""
     with pyro.get_param_store().scope(), seeded(seed):
         sizes = {name: settings[name] for name in ("z_dim", "h_dim", "f_dim")}
         r = recipes.dsae(x_dim=data.x_dim, **sizes, emission="normal", guide=guide)

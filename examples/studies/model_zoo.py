@@ -112,7 +112,7 @@ def train(source: str, steps: int, smoke: bool, task: tuple[str, int]) -> Row:
 
 
 def table(rows: list[Row], baseline: float) -> str:
-    """Make the table, one line a model, and the notes below it."""
+    """Make the table, one line per model, and the notes below it."""
     groups = by_label(rows, "model")
     lines = [
         [name, *(cell(groups.get(name, []), key) for key in COLUMNS.values())]

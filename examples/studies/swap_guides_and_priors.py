@@ -175,7 +175,7 @@ def write_numbers(axes: Axes, grid: list[list[float | None]], middle: float) -> 
 
 
 def read_arguments() -> argparse.Namespace:
-    """Read the command line; ``--smoke`` takes a corner with one pair that is refused."""
+    """Read the command line; ``--smoke`` runs a corner of the grid with one refused pair."""
     parser = arguments(__doc__, out=None, steps=600)
     known = [*GUIDES, *recipes.OF_DSAE]
     parser.add_argument("--model", choices=recipes.WITH_LATENTS, default="vrnn")
