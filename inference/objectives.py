@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inference.bounds import analytic_kl, elbo, fivo, iwae, rate, reconstruction, tempered
 from inference.densities import StepDensities, select_particles
 from inference.gradients import ancestor_score, doubly_reparameterised
-from inference.protocols import HasRollout, Penalty, require_stepwise
+from inference.protocols import HasRollout, Penalty, require_counts, require_stepwise
 from inference.resampling import (
     CRITERIA,
     RESAMPLERS,
@@ -71,10 +71,7 @@ class Objective:
     bound: ClassVar[str] = ""  # name of its value in terms; the ELBO is there anyway
 
     def __post_init__(self) -> None:
-        if self.num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {self.num_particles}")
-        if self.recompute is not None and self.recompute < 1:
-            raise ValueError(f"recompute must be at least 1 step, got {self.recompute}")
+        require_counts(num_particles=self.num_particles, recompute=self.recompute)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -168,7 +165,7 @@ class Objective:
         return loss
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
-        """What is maximised, shape (B,)."""
+        """The quantity to maximise, shape (B,)."""
         raise NotImplementedError
 
     def find_fault(self, log_weight: Tensor) -> None:
@@ -182,11 +179,9 @@ class Objective:
 
 @dataclass(kw_only=True)
 class ELBO(Objective):
-    """Negative evidence lower bound, with KL annealing and beta-VAE by ``kl_weight``.
+    """Negative evidence lower bound, averaged over the draws of a sequence.
 
-    Args:
-        num_particles, kl_weight, penalties, clock: as for :class:`Objective`; the draws of a
-            sequence are averaged.
+    Args (and those of :class:`Objective`):
         analytic_kl: take the closed-form KL of each step instead of the sampled one.
         free_bits: nats of KL a frame that cost nothing: at every step the KL, averaged over
             the batch, is charged as ``max(KL, free_bits)`` (Kingma et al. 2016,
@@ -227,8 +222,7 @@ class ELBO(Objective):
 class IWAE(Objective):
     r"""Negative importance-weighted bound, :math:`\log \frac1K \sum_k w_k`.
 
-    Args:
-        num_particles, kl_weight, penalties, clock: as for :class:`Objective`.
+    Args (and those of :class:`Objective`):
         doubly_reparameterised: give the guide's own parameters the doubly reparameterised
             gradient, whose signal does not drown in noise as K grows. All others, among them
             the prior that a residual guide reads, keep the plain one. The value is the same; it
@@ -276,8 +270,7 @@ class FIVO(Objective):
     stay unseen. ``terms`` other than the bound average over the filter's particles, and so do
     penalties, whose critic is trained on draws that were not resampled.
 
-    Args:
-        num_particles, kl_weight, penalties, clock: as for :class:`Objective`.
+    Args (and those of :class:`Objective`):
         resampler: "multinomial", "stratified", "systematic" or a function.
         criterion: "never", "always", "ess" (effective sample size below K / 2) or a function.
         score_function: add the term for the choice of ancestors; multinomial resampling only.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.densities import check_mask, select_particles
-from inference.protocols import require_stepwise
+from inference.protocols import require_counts, require_stepwise
 from inference.random import draw, learnable
 from inference.resampling import Criterion, Resampler, Selection
 from inference.weights import effective_sample_size, log_mean_exp, normalise
@@ -233,8 +233,7 @@ class _Filter(NamedTuple):
 
 def _require_filterable(model: Any, guide: Any, num_particles: int, online: bool) -> None:
     require_stepwise(model, guide)
-    if num_particles < 1:
-        raise ValueError(f"num_particles must be at least 1, got {num_particles}")
+    require_counts(num_particles=num_particles)
     if online and getattr(guide, "smoothing", False):
         raise ValueError(
             f"guide {type(guide).__name__} reads x after step t (a smoothing guide), so it cannot "

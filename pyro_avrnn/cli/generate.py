@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from inference import seeded
-from pyro_avrnn import data, media, recipes
-from pyro_avrnn.cli import plots
+from pyro_avrnn import data, media, plots, recipes
 from pyro_avrnn.cli.runs import row_folder
 from pyro_avrnn.data import Dataset
 from pyro_avrnn.generation import continue_from, generate
@@ -127,20 +126,20 @@ def _write(out: Path, made: dict[str, Tensor], dataset: Dataset, title: str) -> 
         step = dataset.frame_seconds or _STEP_SECONDS
         for file, roll in zip(files, rolls.values(), strict=True):
             media.write_midi(file.with_suffix(".mid"), roll, step_seconds=step)
-        picture = media.picture_roll(out / "rolls.png", rolls, title=title)
+        picture = plots.piano_rolls(rolls, out / "rolls.png", title=title)
         return [*(file.with_suffix(".mid") for file in files), picture]
     raw = {name: _raw(x, dataset) for name, x in made.items()}
     if dataset.sample_rate is not None:
         waves = {name: x.reshape(-1) / 32768.0 for name, x in raw.items()}
         for file, wave in zip(files, waves.values(), strict=True):
             media.write_wav(file.with_suffix(".wav"), wave, dataset.sample_rate)
-        picture = media.picture_spectrograms(
-            out / "spectrograms.png", waves, sample_rate=dataset.sample_rate, title=title
+        picture = plots.spectrograms(
+            waves, out / "spectrograms.png", sample_rate=dataset.sample_rate, title=title
         )
         return [*(file.with_suffix(".wav") for file in files), picture]
     for file, x in zip(files, raw.values(), strict=True):
         np.savetxt(file.with_suffix(".csv"), x, delimiter=",", fmt="%.6g")
-    picture = plots.made(
+    picture = plots.features(
         raw, out / "generated.png", frame_seconds=dataset.frame_seconds, title=title
     )
     return [*(file.with_suffix(".csv") for file in files), picture]

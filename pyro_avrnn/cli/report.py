@@ -12,8 +12,7 @@ from torch import Tensor
 from inference import Bootstrap, particle_filter, seeded, to_arviz
 from inference.files import write_csv
 from inference.particles import Selection
-from pyro_avrnn import recipes
-from pyro_avrnn.cli import plots
+from pyro_avrnn import plots, recipes
 from pyro_avrnn.cli.runs import row_folder
 from pyro_avrnn.data import Dataset
 from pyro_avrnn.generation import generate

@@ -6,24 +6,10 @@ from typing import Any, TypedDict
 
 from torch import nn
 
-from pyro_avrnn.emissions import (
-    EMISSIONS,
-    BernoulliEmission,
-    CategoricalEmission,
-    DiscretisedLogisticMixture,
-    MixtureOfNormalsEmission,
-    NormalEmission,
-)
-from pyro_avrnn.guides import GUIDES, FilteringGuide, FlowGuide, MeanFieldGuide, ResidualGuide
+from pyro_avrnn.emissions import EMISSIONS
+from pyro_avrnn.guides import GUIDES
 from pyro_avrnn.networks import CELLS, MLP, RecurrentEncoder
-from pyro_avrnn.priors import (
-    PRIORS,
-    ConditionalNormal,
-    FlowPrior,
-    GatedNormal,
-    MixturePrior,
-    StandardNormal,
-)
+from pyro_avrnn.priors import PRIORS
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 
 #: a part by its name, or a callable that makes one
@@ -85,25 +71,29 @@ OWN: dict[str, dict[str, str]] = {
 OF_DSAE = {"full": (GUIDES["smoothing"][0], "both"), "factorised": GUIDES["mean_field_frame"]}
 
 _NETWORK = ("hidden", "activation")
-#: the options of every named part, beyond its sizes
-TAKES: dict[Callable[..., Any], tuple[str, ...]] = {
-    StandardNormal: (),
-    ConditionalNormal: (*_NETWORK, "min_scale"),
-    GatedNormal: (*_NETWORK, "min_scale"),
-    MixturePrior: (*_NETWORK, "min_scale", "num_components"),
-    FlowPrior: (*_NETWORK, "min_scale", "num_flows"),
-    NormalEmission: (*_NETWORK, "min_scale"),
-    BernoulliEmission: _NETWORK,
-    MixtureOfNormalsEmission: (*_NETWORK, "min_scale", "num_components"),
-    CategoricalEmission: (*_NETWORK, "num_classes"),
-    DiscretisedLogisticMixture: (*_NETWORK, "bits", "num_components", "min_log_scale"),
-    FilteringGuide: (*_NETWORK, "min_scale", "encoder"),
-    ResidualGuide: (*_NETWORK, "min_scale", "encoder", "prior_gradient"),
-    FlowGuide: (*_NETWORK, "min_scale", "encoder", "num_flows"),
-    MeanFieldGuide: (*_NETWORK, "min_scale", "encoder"),
+_NORMAL = (*_NETWORK, "min_scale")
+_GUIDE = (*_NORMAL, "encoder")
+#: what the parts take as options beyond their sizes; "" stands for all others of a kind
+TAKES: dict[str, dict[str, tuple[str, ...]]] = {
+    "prior": {
+        "": _NORMAL,
+        "standard": (),
+        "mixture": (*_NORMAL, "num_components"),
+        "flow": (*_NORMAL, "num_flows"),
+    },
+    "emission": {
+        "": _NORMAL,
+        "bernoulli": _NETWORK,
+        "mixture": (*_NORMAL, "num_components"),
+        "categorical": (*_NETWORK, "num_classes"),
+        "logistic": (*_NETWORK, "bits", "num_components", "min_log_scale"),
+    },
+    "guide": {
+        "": _GUIDE,
+        **dict.fromkeys(("residual", "smoothing_residual"), (*_GUIDE, "prior_gradient")),
+        **dict.fromkeys(("flow", "smoothing_flow"), (*_GUIDE, "num_flows")),
+    },
 }
-#: an option without a default
-_NEEDS: dict[Callable[..., Any], str] = {CategoricalEmission: "num_classes"}
 
 
 class Builder:
@@ -139,7 +129,7 @@ class Builder:
     def prior(self, h_dim: int) -> nn.Module:
         """p(z_t | h) of a summary of width ``h_dim``."""
         kind, options = self._chosen("prior", PRIORS)
-        sizes = () if kind is StandardNormal else (h_dim,)
+        sizes = () if kind is PRIORS["standard"] else (h_dim,)
         return kind(*sizes, self.given["z_dim"], **options)
 
     def decoder(self, in_dim: int) -> nn.Module:
@@ -165,7 +155,7 @@ class Builder:
         if not isinstance(made, tuple):
             return made(model, **(self.given["guide_options"] or {}))
         kind, reads = made
-        options = self._options("guide", kind, prior_gradient=self.given["prior_gradient"])
+        options = self._options("guide", prior_gradient=self.given["prior_gradient"])
         if reads is not None:
             options["encoder"] = RecurrentEncoder(model.c_dim, self.given["h_dim"], reads)
         return kind(model, **options)
@@ -182,20 +172,22 @@ class Builder:
         kind = pick(what, self.given[what], known)
         if not isinstance(self.given[what], str):
             return kind, dict(self.given[f"{what}_options"] or {})
-        return kind, self._options(what, kind, **own)
+        return kind, self._options(what, **own)
 
-    def _options(self, what: str, kind: Any, **own: Any) -> dict[str, Any]:
+    def _options(self, what: str, **own: Any) -> dict[str, Any]:
         """The recipe's own settings that this part takes, then the user's."""
-        name, takes, given = self.given[what], TAKES[kind], self.given[f"{what}_options"] or {}
+        name, given = self.given[what], self.given[f"{what}_options"] or {}
+        takes = TAKES[what].get(name, TAKES[what][""])
         for option in given:
             if option not in takes:
                 raise ValueError(
                     f"{what}_options of {name!r} must be among {', '.join(takes) or 'none'}, got "
                     f"{option!r}"
                 )
-        if (needed := _NEEDS.get(kind)) and needed not in given:
+        if name == "categorical" and "num_classes" not in given:
             raise ValueError(
-                f"{what} {name!r} needs {needed}; give {what}_options={{{needed!r}: ...}}"
+                "emission 'categorical' needs num_classes; give "
+                "emission_options={'num_classes': ...}"
             )
         own |= {"hidden": (self.given["h_dim"],), "activation": self.given["activation"]}
         return {**{k: v for k, v in own.items() if k in takes}, **given}

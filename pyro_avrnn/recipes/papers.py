@@ -34,65 +34,6 @@ from pyro_avrnn.models import (
 from pyro_avrnn.recipes.build import OF_DSAE, Builder, Part, Parts, Recipe, pick, plain_config
 
 
-def rnn(x_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]) -> Recipe:
-    """RNN without latents; its guide is empty.
-
-    Args:
-        x_dim, h_dim, emission: as for :func:`vrnn`.
-        parts: a cell and options, see :class:`Parts`.
-    """
-    build = Builder("rnn", parts, x_dim=x_dim, h_dim=h_dim, emission=emission)
-    model = RNN(
-        x_dim,
-        decoder=build.decoder(h_dim),
-        cell=build.cell(h_dim),
-        encode_x=build.encode_x(),
-    )
-    return Recipe(model, NoLatents(model), config=build.config)
-
-
-def vae(
-    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
-) -> Recipe:
-    """VAE of every frame by itself, of Kingma and Welling (2014).
-
-    Args:
-        x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
-        parts: see :class:`Parts`; a prior that would read the past reads a constant here.
-    """
-    build = Builder("vae", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
-    model = VAE(
-        x_dim,
-        z_dim,
-        prior=build.prior(1),
-        decoder=build.decoder(z_dim),
-        encode_x=build.encode_x(),
-    )
-    return build.recipe(model)
-
-
-def storn(
-    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
-) -> Recipe:
-    """STORN of Bayer and Osendorfer (2014).
-
-    Args:
-        x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
-        parts: see :class:`Parts`.
-    """
-    build = Builder("storn", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
-    model = STORN(
-        x_dim,
-        z_dim,
-        prior=build.prior(h_dim),
-        decoder=build.decoder(h_dim),
-        cell=build.cell(2 * h_dim),
-        encode_x=build.encode_x(),
-        encode_z=build.encode_z(),
-    )
-    return build.recipe(model)
-
-
 def vrnn(
     x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
 ) -> Recipe:
@@ -103,7 +44,7 @@ def vrnn(
         z_dim: Z, size of a latent.
         h_dim: H, width of the state and of every hidden layer.
         emission: "normal", "bernoulli", "mixture" (of normals), "categorical", "logistic"
-            (discretised mixture of logistics, for mu-law speech), or one's own.
+            (discretised mixture of logistics, for mu-law speech), or your own.
         parts: prior, guide, cell and options, see :class:`Parts`.
 
     Raises:
@@ -126,15 +67,57 @@ def vrnn(
     return build.recipe(model)
 
 
+def rnn(x_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]) -> Recipe:
+    """RNN without latents, whose guide is empty; arguments as for :func:`vrnn`."""
+    build = Builder("rnn", parts, x_dim=x_dim, h_dim=h_dim, emission=emission)
+    model = RNN(
+        x_dim,
+        decoder=build.decoder(h_dim),
+        cell=build.cell(h_dim),
+        encode_x=build.encode_x(),
+    )
+    return Recipe(model, NoLatents(model), config=build.config)
+
+
+def vae(
+    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
+) -> Recipe:
+    """VAE of every frame by itself (Kingma and Welling 2014); arguments as for :func:`vrnn`.
+
+    A prior that would read the past reads a constant here.
+    """
+    build = Builder("vae", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
+    model = VAE(
+        x_dim,
+        z_dim,
+        prior=build.prior(1),
+        decoder=build.decoder(z_dim),
+        encode_x=build.encode_x(),
+    )
+    return build.recipe(model)
+
+
+def storn(
+    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
+) -> Recipe:
+    """STORN of Bayer and Osendorfer (2014); arguments as for :func:`vrnn`."""
+    build = Builder("storn", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
+    model = STORN(
+        x_dim,
+        z_dim,
+        prior=build.prior(h_dim),
+        decoder=build.decoder(h_dim),
+        cell=build.cell(2 * h_dim),
+        encode_x=build.encode_x(),
+        encode_z=build.encode_z(),
+    )
+    return build.recipe(model)
+
+
 def srnn(
     x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
 ) -> Recipe:
-    """SRNN of Fraccaro et al. (2016).
-
-    Args:
-        x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
-        parts: see :class:`Parts`.
-    """
+    """SRNN of Fraccaro et al. (2016); arguments as for :func:`vrnn`."""
     build = Builder("srnn", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
     model = SRNN(
         x_dim,
@@ -150,11 +133,10 @@ def srnn(
 def dmm(
     x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
 ) -> Recipe:
-    """Deep Markov model of Krishnan et al. (2017); Pyro's tutorial has ``guide="smoothing_flow"``.
+    """Deep Markov model of Krishnan et al. (2017); arguments as for :func:`vrnn`.
 
-    Args:
-        x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
-        parts: see :class:`Parts`; dropout concerns the guide alone, the model does not read x.
+    Pyro's tutorial has ``guide="smoothing_flow"``. Dropout concerns the guide alone, as the model
+    does not read x.
     """
     build = Builder("dmm", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
     model = DMM(
@@ -175,13 +157,13 @@ def dsae(
     emission: Part = "normal",
     **parts: Unpack[Parts],
 ) -> Recipe:
-    """DSAE of Li and Mandt (2018): a latent f of the whole sequence beside z_t.
+    """DSAE of Li and Mandt (2018): a latent f of the whole sequence, and z_t.
 
     Args:
         x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
         f_dim: F, size of the latent that all steps share.
-        parts: see :class:`Parts`; the guide of z is "full" (reads all of x, and f) or
-            "factorised" (reads x_t alone), the two of the paper, or any other.
+        parts: as for :func:`vrnn`; the guide of z may also be one of the paper's two, "full"
+            (reads all of x, and f; the default) or "factorised" (reads x_t alone).
     """
     sizes = {"x_dim": x_dim, "z_dim": z_dim, "h_dim": h_dim, "f_dim": f_dim}
     build = Builder("dsae", parts, **sizes, emission=emission)

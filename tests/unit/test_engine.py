@@ -363,7 +363,7 @@ def test_segments_are_evaluated_and_arviz_says_what_it_needs(
 @pytest.mark.parametrize("recompute", [0, -3])
 def test_a_segment_has_a_step(recompute: int) -> None:
     recipe = build("vrnn")
-    sentence = f"recompute must be at least 1 step, got {recompute}"
+    sentence = f"recompute must be at least 1, got {recompute}"
     with pytest.raises(ValueError, match=sentence):
         recipe.model.rollout(recipe.guide, observations(recipe, 2, 3), recompute=recompute)
     with pytest.raises(ValueError, match=sentence):
