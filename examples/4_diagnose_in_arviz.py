@@ -1,11 +1,13 @@
 """What does the guide believe about one unseen utterance? Open its draws in ArviZ.
 
-Sources: k-hat of LOO, Vehtari, Gelman and Gabry (2017), https://arxiv.org/abs/1507.04544. Needs
-the VRNN that 1_train_and_evaluate.py wrote.
+Source: LOO and its k-hat, Vehtari, Gelman and Gabry (2017), https://arxiv.org/abs/1507.04544. The
+model is the VRNN that 1_train_and_evaluate.py wrote.
 
 Expect (seed 0, 500 draws; 10 seconds):
 
-    ..
+    posterior deviation over prior deviation, by latent: 0.32 to 0.73, so every latent is used
+    inside the 90 % interval: 89%
+    LOO: k-hat above 0.63 in 18 of 19 frames, so ArviZ warns
 """
 
 import argparse
@@ -58,13 +60,14 @@ low, high = (drawn.quantile(q, ("chain", "draw")) for q in (0.05, 0.95))
 inside = (low < posterior["observed_data"]["x"]) & (posterior["observed_data"]["x"] < high)
 print(f"inside the 90 % interval: {float(inside.mean()):.0%}")
 
-# Leave one frame out? LOO reweights the draws, but each z_t was drawn with its frame in sight.
-# A k-hat above 0.7 says that this correction fails, and ArviZ warns.
+# Can LOO leave one frame out by reweighting the draws? Each z_t was drawn with its frame in sight,
+# so the correction is large. Where k-hat exceeds ArviZ's limit it fails, and ArviZ warns.
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     loo = az.loo(posterior, var_name="x", pointwise=True)
-print(f"LOO: k-hat above 0.7 in {int((loo.pareto_k > 0.7).sum())} of {len(x)} frames")
-print(*{str(warning.message) for warning in caught if "Pareto" in str(warning.message)})
+too_large = int((loo.pareto_k > loo.good_k).sum())
+print(f"LOO: k-hat above {loo.good_k:.2f} in {too_large} of {len(x)} frames")
+print(*{f"ArviZ warns: {one.message}" for one in caught if "Pareto" in str(one.message)})
 
 plots.latent_posterior(posterior, "runs/posterior.png", title="Latents of one utterance")
 print("written: runs/posterior.nc, runs/posterior.png")

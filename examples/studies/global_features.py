@@ -175,7 +175,7 @@ def pictures(
     }
     title = "Log-mel frames; with f swapped, the voice should be the other's"
     path = out / f"swap-{name}.png"
-    plots.spectrograms(path, sounds, frame_seconds=data.frame_seconds, title=title)
+    plots.spectrograms(sounds, path, frame_seconds=data.frame_seconds, title=title)
     if data.name == "digits":  # only there a frame is one of a waveform
         for what, frames in sounds.items():
             wav = out / f"swap-{name}-{what.replace(', ', '-').replace(' ', '_')}.wav"
