@@ -56,7 +56,7 @@ def to_arviz(
         share is the variable f, (chain, draw, global).
 
     Raises:
-        ValueError: more than one sequence, or another rank.
+        ValueError: more than one sequence, another rank, or sites not named z_1, ..., x_1, ...
         NotImplementedError: an emission that is not one distribution over time.
     """
     x = x.unsqueeze(0) if x.ndim == 2 else x
@@ -137,6 +137,8 @@ def _draws_first(values: Tensor) -> np.ndarray:
 def _sites(samples: dict[str, Tensor], prefix: str) -> np.ndarray:
     """Sites prefix_1..prefix_T of shape (draws, 1, D) to (1, draws, T, D)."""
     named = sorted((time_index(name), name) for name in samples if name.startswith(f"{prefix}_"))
+    if not named:
+        raise ValueError(f"model must name its sites {prefix}_1, {prefix}_2, ..., but has none")
     return (
         torch.stack([samples[name][:, 0] for _, name in named], dim=1).unsqueeze(0).cpu().numpy()
     )

@@ -41,10 +41,9 @@ def fivo(log_weight: Tensor, resampled: Tensor) -> Tensor:
 
 
 def stretches(log_weight: Tensor, resampled: Tensor) -> Tensor:
-    """Log-weights summed between resamplings; arguments as for :func:`fivo`.
+    """Log-weights summed between resamplings, ``(S, K, B)``; arguments as for :func:`fivo`.
 
-    Returns:
-        ``(S, K, B)``, S the largest number of stretches of a sequence; 0 where one has fewer.
+    S is the largest number of stretches of a sequence; where one has fewer, the rest is 0.
     """
     count = torch.nn.functional.pad(resampled.long().cumsum(dim=0), (0, 0, 1, 0))  # (T, B)
     sums = log_weight.new_zeros(int(count.max()) + 1, *log_weight.shape[1:])

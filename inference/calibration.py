@@ -2,16 +2,15 @@
 
 Draw (z*, x) from the model, then K latents from the guide given x. If the guide is the exact
 posterior, z* is one more draw like these K, so the rank of any quantity of z* among theirs is
-uniform on 0, 1, ..., K. Under a guide that is too narrow, z* falls outside too often and ranks
-pile up at both ends; a guide that is too wide fills the middle, a biased one fills one end.
+uniform on 0, 1, ..., K. Ranks pile up at both ends if the guide is too narrow, in the middle if
+it is too wide, and at one end if it is biased.
 
-Ranks of latents alone cannot tell the posterior from the prior, nor detect every correlation.
-The joint density log p(x, z), a quantity that depends on the data, is therefore always ranked
-too. The test concerns data that the model draws, and averages over them: a calibrated guide can
-still ignore part of what x says, or fail on data unlike the model's.
+Ranks of latents alone cannot tell the posterior from the prior, nor detect every correlation, so
+the joint density log p(x, z) is always ranked too. The test averages over data that the model
+draws: a calibrated guide can still ignore part of x, or fail on data unlike the model's.
 
 Sources: Talts et al. (2018), https://arxiv.org/abs/1804.06788, theorem 1 and algorithm 1; Modrák
-et al. (2023), https://arxiv.org/abs/2211.02383, for quantities that depend on the data.
+et al. (2023), https://arxiv.org/abs/2211.02383, for quantities such as log p(x, z).
 """
 
 from collections.abc import Callable, Mapping
@@ -67,10 +66,10 @@ class Calibration(NamedTuple):
         return torch.special.gammaincc(half, 0.5 * statistic)
 
     def uniform(self, level: float = 0.05) -> bool:
-        """Test whether the ranks of all quantities are consistent with uniform ones.
+        """Test all quantities together; True if their ranks are consistent with uniform ones.
 
-        An exact guide fails with a probability of at most ``level``, however many quantities
-        there are and however they depend on each other: each is tested at level / Q (Bonferroni).
+        An exact guide fails with a probability of at most ``level``, however the quantities
+        depend on each other: each is tested at level / Q (Bonferroni).
 
         Raises:
             ValueError: a level outside (0, 1).
@@ -81,28 +80,19 @@ class Calibration(NamedTuple):
 
 
 def latent_summaries(z: Tensor, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Latent dimensions at the first and the last observed step, and averaged over the steps.
+    """Latent dimensions at the first and last step and averaged over steps, ``(K, B)`` each.
 
     Args:
-        z: ``(T, K, B, Z)``.
+        z: ``(T, K, B, Z)``; if T is 1, the first step is all there is.
         x: ``(B, T, X)``, not read.
-        mask: ``(B, T)`` bool, at least one step of each sequence observed.
-
-    Returns:
-        ``(K, B)`` each; only the first step if T is 1.
+        mask: ``(B, T)`` bool, a prefix, at least one step of each sequence observed.
     """
-    observed = mask.t()  # (T, B)
-    steps = torch.arange(len(z), device=z.device).unsqueeze(1)
-    first = torch.where(observed, steps, len(z)).amin(dim=0)
-    last = torch.where(observed, steps, -1).amax(dim=0)
-
-    def at(step: Tensor) -> Tensor:
-        return z.gather(0, step.view(1, 1, -1, 1).expand(1, *z.shape[1:]))[0]
-
-    parts = {"first": at(first)}
+    parts = {"first": z[0]}
     if len(z) > 1:
-        total = torch.where(observed[:, None, :, None], z, 0.0).sum(dim=0)
-        parts |= {"last": at(last), "mean": total / observed.sum(dim=0)[:, None]}
+        length = mask.sum(dim=1)
+        last = (length - 1).view(1, 1, -1, 1).expand(1, *z.shape[1:])
+        total = torch.where(mask.t()[:, None, :, None], z, 0.0).sum(dim=0)
+        parts |= {"last": z.gather(0, last)[0], "mean": total / length[:, None]}
     return {f"z[{i}] {name}": v[..., i] for i in range(z.shape[-1]) for name, v in parts.items()}
 
 
@@ -122,32 +112,27 @@ def calibrate(
 ) -> Calibration:
     """Rank latents that the model draws among latents that the guide draws, given the same x.
 
-    Both run in evaluation mode.
-
     Args:
-        model: a Pyro program that draws x ``(B, T, X)`` and returns it when called as
-            ``model(None, mask)``, and scores it as ``model(x, mask)``.
-        guide: its guide; latents are drawn as :func:`~inference.traces.step_densities` does.
-        mask: ``(B, T)`` bool, the lengths of the simulated sequences. Simulation i has the length
-            of row i modulo B, so one row is enough if all have the same.
+        model: a Pyro program that draws and returns x ``(B, T, X)`` as ``model(None, mask)``, and
+            scores it as ``model(x, mask)``; runs in evaluation mode, as the guide does.
+        guide: its guide, as :func:`~inference.traces.step_densities` takes it.
+        mask: ``(B, T)`` bool, lengths of the simulated sequences: simulation i takes row i mod B.
         num_simulations: N, at least 5 for each bin. A few hundred detect an error of a third in
             a posterior's deviation; an error of a tenth takes several thousand.
-        num_draws: K, ranks being in 0..K; K + 1 must be divisible by ``num_bins``.
-        quantities: what to rank in addition to log p(x, z), see :data:`Quantities`; by default
-            :func:`latent_summaries`. Equal values, such as those of a discrete quantity, are
-            ranked in random order.
+        num_draws: K; K + 1 must be divisible by ``num_bins``.
+        quantities: what to rank in addition to log p(x, z), by default :func:`latent_summaries`;
+            equal values, such as those of a discrete quantity, are ranked in random order.
         num_bins: bins of the histogram that is tested.
-        batch_size: simulations at a time, each with K draws; it changes the draws.
+        batch_size: simulations at a time; it changes the draws.
         seed: seed of all draws; None leaves torch's global state in charge.
         progress: whether to show a bar.
 
     Raises:
-        ValueError: a mask of another shape or with an empty sequence, numbers of simulations,
-            draws and bins that do not fit each other, a model without latents, or a quantity
-            of another shape or with NaN.
+        ValueError: a mask of another shape or with an empty sequence, numbers that do not fit
+            each other, a model without latents, or a quantity of another shape or with NaN.
         TypeError: a mask that is not bool, or a model that does not return x.
-        NotImplementedError: programs that ``step_densities`` cannot run, or a model whose steps
-            share a latent.
+        NotImplementedError: programs that ``step_densities`` cannot run, or a latent that all
+            steps share.
 
     Example:
         >>> import pyro.distributions as dist
@@ -192,10 +177,10 @@ def _ranks(
     """Ranks (B,) of every quantity, for one batch of simulations."""
     x, truth, truth_joint = _simulate(model, mask)
     d = step_densities(model, guide, x, mask, num_particles=num_draws)
-    expected = (len(truth), num_draws, *truth.shape[2:])
-    if d.z.shape != expected:
+    shape = (len(truth), num_draws, *truth.shape[2:])
+    if d.z.shape != shape:
         raise ValueError(
-            f"guide must draw latents of shape (T, K, B, Z) = {expected} as the model does, got "
+            f"guide must draw latents of shape (T, K, B, Z) = {shape} as the model does, got "
             f"{tuple(d.z.shape)}"
         )
     joint = "log p(x, z)"
@@ -209,8 +194,9 @@ def _simulate(model: Program, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     trace = poutine.trace(model).get_trace(None, mask)
     x = trace.nodes["_RETURN"]["value"]
     if not isinstance(x, Tensor):
-        kind = type(x).__name__
-        raise TypeError(f"model must return the x (B, T, X) it draws without data, got {kind}")
+        raise TypeError(
+            f"model must return the x (B, T, X) it draws without data, got {type(x).__name__}"
+        )
     if x.ndim != 3 or x.shape[:2] != mask.shape:
         raise ValueError(
             f"model must return x of shape (B, T, X) = ({len(mask)}, {mask.shape[1]}, X) when "

@@ -1,8 +1,8 @@
-"""Distances between prior and proposal: losses of a critic that estimates one, and closed forms.
+"""Distances between prior and proposal, estimated by a critic or in closed form.
 
 A critic's number is evidence only when calibrated: under weight clipping at 0.01 it reports
-about 0.01 for a true distance of 1. ``wasserstein2`` and the KL of normals are exact; the
-former bounds the W1 of every one-step view from above.
+about 0.01 for a true distance of 1. ``wasserstein2`` is exact, and bounds the W1 of every
+one-step view from above.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class Divergence(NamedTuple):
 
 
 def _own_paths(prior: Codes, posterior: Codes) -> bool:
-    """Tell whether the sides differ in their paths, which must then be constrained as well."""
+    """Whether the sides differ in their paths, which must then be constrained as well."""
     return prior.path is not None and prior.path is not posterior.path
 
 
@@ -77,14 +77,12 @@ def gradient_penalty(
     for a large distance or a small weight. Where the two sides have paths of their own, the
     slope is that of the summed scores in each code of the path.
 
-    The two-sided ``weight * (slope - 1)^2`` is the published one. It has the same optimum, but
-    fixes the slopes at one before the data have decided on their sign: a critic that must rise
-    in z for one context and fall for another is then often trapped at a distance near 0.
-
     Args:
         weight: weight of the penalty.
         on: "z" constrains the slope in z alone, for each context; "all" in context and z.
-        two_sided: whether slopes below one are penalised too.
+        two_sided: penalise ``(slope - 1)^2``, as published. It has the same optimum, but fixes
+            the slopes at one before the data have decided on their sign: a critic that must rise
+            in z for one context and fall for another is often trapped at a distance near 0.
 
     Raises:
         ValueError: an unknown ``on``.
@@ -128,9 +126,10 @@ def gradient_penalty(
 
 
 def spectral() -> Constraint:
-    """Spectral normalisation, which the critic must have. Source: Miyato et al. (2018).
+    """Spectral normalisation, which must be built into the critic (``lipschitz=``).
 
-    Where the two sides have paths of their own, the critic must be normalised in those too.
+    Sides that differ in their paths need ``lipschitz="all"``. Source: Miyato et al. (2018),
+    https://arxiv.org/abs/1802.05957.
     """
 
     def check(critic: nn.Module) -> None:
@@ -166,13 +165,10 @@ def wasserstein(constraint: Constraint | None = None) -> Divergence:
 
 
 def wasserstein2(densities: StepDensities, *, standardise: bool = False) -> Tensor:
-    """W2 between proposal and prior at every step in closed form, ``(T, K, B)``, 0 where padded.
+    """W2 between diagonal normal proposal and prior at every step, ``(T, K, B)``, 0 where padded.
 
-    The square is ||mu_q - mu_p||^2 + ||sigma_q - sigma_p||^2 for diagonal normals.
-
-    Args:
-        densities: step densities of one rollout.
-        standardise: whether to divide each dimension by the prior's deviation.
+    Its square is ||mu_q - mu_p||^2 + ||sigma_q - sigma_p||^2. With ``standardise`` each dimension
+    is in units of the prior's deviation.
 
     Raises:
         NotImplementedError: other families.

@@ -1,7 +1,6 @@
 """Held-out bounds with standard errors, and diagnostics that a bound alone does not give."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
@@ -101,74 +100,60 @@ def evaluate(
 
     Args:
         model, guide: Pyro programs, best with a rollout.
-        x: ``(B, T, X)``.
-        mask: ``(B, T)`` bool, a prefix.
+        x, mask: ``(B, T, X)``, and ``(B, T)`` bool, a prefix.
         num_particles: K of the importance-weighted bound; k-hat needs 25.
         batch_size: sequences scored at once, fewer where they are long.
-        particles_at_once: how many of the K to draw at once; None chooses by the length of the
-            sequences. This and ``batch_size`` change the draws, not what they estimate.
-        fivo_particles: K of the particle filter's bound, for models with single steps; None
-            leaves it out. All particles of a filter run at once.
+        particles_at_once: how many of the K to draw at once, by default chosen by the length of
+            the sequences. This and ``batch_size`` change the draws, not what they estimate.
+        fivo_particles: K of a particle filter, for models with single steps, all drawn at once;
+            None leaves its bound out.
         resampler, criterion: as for :func:`~inference.particles.particle_filter`.
         seed: seed of all draws.
         adversarial: report the distance of its critic, and W2 in the units of that critic.
-        train: x and mask the model was trained on; with them the rate is split into bounds on
-            information and aggregate mismatch.
-        active_above: smallest variance over frames, for a latent dimension to count as active,
-            of the shift from prior mean to posterior mean in prior deviations (Burda et al. 2016,
-            but relative to the prior, which depends on h here).
+        train: x and mask the model was trained on, for the rate split of
+            :func:`~inference.information.rate_split`.
+        active_above: a latent dimension is active if the posterior mean's shift from the prior
+            mean, in prior deviations, has a larger variance over frames (Burda et al. 2016, but
+            relative to the prior, which depends on h here).
 
     Raises:
         ValueError: a number below 1, a mask without frames, or data the model cannot score.
         TypeError: a filter's bound of a model without single steps; what is missing is named.
         DegenerateWeightsError: all weights of a step of a sequence are zero, or not numbers.
     """
-    require_counts(
-        num_particles=num_particles,
-        batch_size=batch_size,
-        particles_at_once=particles_at_once,
-        fivo_particles=fivo_particles,
-    )
+    require_counts(num_particles=num_particles, batch_size=batch_size)
+    require_counts(particles_at_once=particles_at_once, fivo_particles=fivo_particles)
     if not bool(mask.any()):
         raise ValueError(
             f"mask must observe a frame of some sequence, got {tuple(mask.shape)} with none"
         )
     longest = int(mask.sum(dim=1).max())
-
-    def score(
-        by: Callable[..., dict[str, Tensor]], particles: int, most: int
-    ) -> dict[str, Tensor]:
-        size = min(batch_size, max(most // (longest * particles), 1))
-        return by_portions(partial(by, model, guide), x, mask, size)
-
+    together = min(num_particles, particles_at_once or num_particles)
     with seeded(seed), evaluating(model, guide):
-        bounds = partial(_bounds, num_particles, particles_at_once, adversarial)
-        together = min(num_particles, particles_at_once or num_particles)
-        columns = score(bounds, together, _FRAMES_AT_ONCE)
+        size = min(batch_size, max(_FRAMES_AT_ONCE // (longest * together), 1))
+        bounds = partial(_bounds, model, guide, num_particles, particles_at_once, adversarial)
+        columns = by_portions(bounds, x, mask, size)
         if fivo_particles is not None:
-            filtered = partial(_filtered, fivo_particles, resampler, criterion)
-            columns |= score(filtered, fivo_particles, _FILTERED_AT_ONCE)
+            size = min(batch_size, max(_FILTERED_AT_ONCE // (longest * fivo_particles), 1))
+            options = {"num_particles": fivo_particles, "resampler": resampler}
+            filtered = partial(_filtered, model, guide, options | {"criterion": criterion})
+            columns |= by_portions(filtered, x, mask, size)
         numbers = _summary(columns, mask, active_above)
         latents = "prior_scale" in columns or bool((columns["kl_per_frame"] != 0).any())
         if train is not None and latents and hasattr(model, "rollout"):
             with torch.enable_grad():
                 split = rate_split(model, guide, train, (x, mask), seed=seed)._asdict()
             numbers |= {name: value for name, value in split.items() if name != "rate"}
-    return Evaluation(
-        num_particles=num_particles,
-        fivo_particles=fivo_particles,
-        frames=int(mask.sum()),
-        sequences=len(x),
-        **numbers,
-    )
+    return Evaluation(num_particles=num_particles, fivo_particles=fivo_particles, **numbers)
 
 
 def _summary(columns: dict[str, Tensor], mask: Tensor, active_above: float) -> dict[str, Any]:
     """Numbers of the set from columns ``(B, ...)``, sums over the frames of each sequence."""
     lengths = mask.sum(dim=1).to(columns["elbo"])
     frames = float(lengths.sum())
-    averaged = {field.name for field in fields(Evaluation)} & columns.keys()
-    numbers: dict[str, Any] = {name: float(columns[name].sum()) / frames for name in averaged}
+    numbers: dict[str, Any] = {"frames": int(mask.sum()), "sequences": len(mask)}
+    for name in {field.name for field in fields(Evaluation)} & columns.keys():
+        numbers[name] = float(columns[name].sum()) / frames
     for name in {"iwae", "elbo", "fivo"} & columns.keys():
         values = columns[name]
         numbers[f"{name}_per_frame"] = float(values.sum()) / frames
@@ -203,15 +188,10 @@ def _ratio_error(values: Tensor, lengths: Tensor) -> float:
 
 
 def _filtered(
-    num_particles: int,
-    resampler: str | Resampler,
-    criterion: str | Criterion,
-    *data: Any,
+    model: Any, guide: Any, options: dict[str, Any], x: Tensor, mask: Tensor
 ) -> dict[str, Tensor]:
     """Columns (B,) of a particle filter."""
-    found = particle_filter(
-        *data, num_particles=num_particles, resampler=resampler, criterion=criterion, paths=False
-    )
+    found = particle_filter(model, guide, x, mask, paths=False, **options)
     return {
         "fivo": found.log_evidence,
         "filter_ess": torch.where(found.mask, found.ess, 0.0).sum(dim=0),
@@ -220,11 +200,11 @@ def _filtered(
 
 
 def _bounds(
+    model: Program,
+    guide: Program,
     num_particles: int,
     at_once: int | None,
     adversarial: Adversarial | None,
-    model: Program,
-    guide: Program,
     x: Tensor,
     mask: Tensor,
 ) -> dict[str, Tensor]:
@@ -240,8 +220,7 @@ def _bounds(
         summed = torch.logaddexp(summed, cumulative.logsumexp(dim=1))
         totals.append(cumulative[-1])
         for name, column in _averages(d, adversarial).items():
-            share = column * (count / num_particles)
-            columns[name] = columns[name] + share if name in columns else share
+            columns[name] = columns.get(name, 0.0) + column * (count / num_particles)
     require_usable(summed)
     total = torch.cat(totals)
     columns |= {"iwae": log_mean_exp(total, dim=0), "ess": effective_sample_size(total)}

@@ -45,8 +45,7 @@ def rate_split(
         train: x ``(B, T, X)`` and mask ``(B, T)`` that the classifier learns from; a fifth of
             the sequences is kept for early stopping.
         heldout: x and mask of other sequences, on which it is evaluated.
-        steps: training steps of the classifier.
-        width: units of its two hidden layers.
+        steps, width: training steps of the classifier, and units of its two hidden layers.
         bound: largest log-ratio it may give; the estimate is a lower bound for any value.
         seed: seed of draws and initial weights.
 

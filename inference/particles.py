@@ -2,8 +2,8 @@ r"""Particle filters: propose, weigh, and now and then resample.
 
 At step t every particle draws z_t from a guide and gets the weight
 p(z_t, x_t | past) / q(z_t | ...). Weights multiply along a particle until the criterion asks
-for resampling: particles then go on as copies of the heavy ones, and all weights start anew.
-The estimate of the evidence is a product with one factor for each stretch between resamplings,
+for resampling. Particles then go on as copies of the heavy ones, and all weights start anew.
+The evidence estimate is a product with one factor for each stretch between resamplings,
 
 .. math:: \hat Z = \prod_{s} \frac{1}{K} \sum_k \prod_{t \in s} w_t^k, \qquad E[\hat Z] = p(x),
 
@@ -33,15 +33,13 @@ Auxiliary = Callable[[Any, Tensor], Tensor]
 class Filtered(NamedTuple):
     """Result of a particle filter. Padded steps change no weight and no ancestor.
 
-    ``log_weight`` are the normalised weights after each step and before resampling, with which
-    the particles ``z`` represent p(z_t | x_{1:t}); ``ess`` is theirs. A filter with auxiliary
-    weights applies its criterion to both together, and may resample above its threshold of
-    ``ess``.
+    With the weights ``log_weight`` the particles ``z`` represent p(z_t | x_{1:t}). The criterion
+    looks at ``ess``, or, if there are auxiliary weights, at that of both weights together.
     """
 
     log_evidence: Tensor  # (B,), log Z_hat, nats per sequence
     log_evidence_path: Tensor  # (T, B), log of the estimate of p(x_{1:t})
-    log_weight: Tensor  # (T, K, B)
+    log_weight: Tensor  # (T, K, B), normalised, before resampling
     ess: Tensor  # (T, B), effective sample size in [1, K]
     resampled: Tensor  # (T, B) bool, whether particles were resampled after the step
     ancestors: Tensor  # (T, K, B), each particle's parent among those of the step before
@@ -57,7 +55,7 @@ class Filtered(NamedTuple):
         return torch.stack(rows[::-1])
 
     def trajectories(self) -> Tensor:
-        """Paths z_{1:T} of the last particles, ``(T, K, B, Z)``, traced through their ancestors.
+        """Paths z_{1:T} of the last particles, ``(T, K, B, Z)``.
 
         With the weights ``log_weight[-1]`` they represent p(z_{1:T} | x_{1:T}).
 
@@ -116,32 +114,30 @@ def particle_filter(
 
     Args:
         model: a model with single steps.
-        guide: a guide with single steps; None for the bootstrap filter, which proposes from the
-            transition.
-        x: ``(B, T, X)``.
-        mask: ``(B, T)`` bool, a prefix, or None.
+        guide: a guide with single steps; None for the bootstrap filter, see :class:`Bootstrap`.
+        x, mask: ``(B, T, X)``, and ``(B, T)`` bool, a prefix, or None.
         num_particles: K.
         resampler: "multinomial", "stratified", "systematic", or a function of normalised
             log-weights ``(K, B)``.
         criterion: "never", "always", "ess" (below K / 2), ``ess_below(fraction)``, or a function.
-        auxiliary: further log-weights, all finite, for choosing the particles that go on, as a
-            function of the state they enter step t + 1 with and of x_{t+1}. Resampling then
-            looks one step ahead, and the estimate stays unbiased (Pitt and Shephard 1999).
+        auxiliary: further log-weights, all finite, by which particles are chosen, so that
+            resampling looks one step ahead; see :data:`Auxiliary`. The estimate stays unbiased
+            (Pitt and Shephard 1999).
         paths: whether to keep the particles, which ``trajectories`` needs.
-        online: whether results of step t must not depend on x after t; refuses guides that have
-            read the future. With those, too, the weights are right and Z_hat unbiased.
+        online: whether to refuse a guide that reads x after step t. The weights are right and
+            Z_hat is unbiased with such a guide, too.
 
     Raises:
         TypeError: missing functions, which are named.
-        ValueError: fewer than 1 particle, an unknown resampler or criterion, a guide that is not
-            online, or x or mask of another shape.
+        ValueError: fewer than 1 particle, an unknown resampler or criterion, a guide that cannot
+            filter online, or x or mask of another shape.
         DegenerateWeightsError: all weights of a step are zero or one is not a number.
         NotImplementedError: gradients of a guide that is not reparameterised.
     """
     if guide is None and hasattr(model, "transition"):
         guide = Bootstrap(model)
     require_stepwise(model, guide)
-    assert guide is not None
+    assert guide is not None  # refused above
     require_counts(num_particles=num_particles)
     if online and getattr(guide, "smoothing", False):
         raise ValueError(

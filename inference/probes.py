@@ -11,7 +11,7 @@ as which digit was said, may well be in the path.
 Source: Akuzawa et al. (2021), https://doi.org/10.1007/s10994-021-06032-4.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from inference.modes import evaluating
 from inference.protocols import require_counts
 from inference.random import seeded
 from inference.traces import Program, by_portions, require_steps, step_densities
+
+Values = Tensor | ArrayLike  #: codes or labels, as a tensor or anything numpy takes
 
 
 class Codes(NamedTuple):
@@ -61,8 +63,7 @@ def sequence_codes(
 
     Args:
         model, guide: Pyro programs, best with a rollout.
-        x: ``(B, T, X)``.
-        mask: ``(B, T)`` bool, a prefix.
+        x, mask: ``(B, T, X)``, and ``(B, T)`` bool, a prefix.
         num_particles: K paths, or K draws where the proposal does not know its mean.
         batch_size: sequences at once; it changes the draws.
         seed: seed of all draws.
@@ -107,9 +108,7 @@ class LinearProbe:
         0.5
     """
 
-    def __init__(
-        self, codes: Tensor | ArrayLike, labels: Tensor | ArrayLike, *, max_iter: int = 10_000
-    ) -> None:
+    def __init__(self, codes: Values, labels: Values, *, max_iter: int = 10_000) -> None:
         try:
             from sklearn.linear_model import LogisticRegression
             from sklearn.pipeline import make_pipeline
@@ -128,12 +127,12 @@ class LinearProbe:
         self.classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iter))
         self.classifier.fit(numbers, names)
 
-    def predict(self, codes: Tensor | ArrayLike) -> np.ndarray:
+    def predict(self, codes: Values) -> np.ndarray:
         """Predict the labels, (M,), of codes ``(M, D)``."""
         found: np.ndarray = self.classifier.predict(_numbers(codes))
         return found
 
-    def score(self, codes: Tensor | ArrayLike, labels: Tensor | ArrayLike) -> Accuracy:
+    def score(self, codes: Values, labels: Values) -> Accuracy:
         """Measure how many of the labels (M,) of codes ``(M, D)`` the probe predicts.
 
         Raises:
@@ -157,18 +156,18 @@ class LinearProbe:
 
 
 def _means(proposal: Distribution | None, otherwise: Tensor) -> Tensor:
-    """Means of a distribution that knows them."""
+    """Means of a distribution if it knows them."""
     try:
         return otherwise if proposal is None else proposal.mean
     except NotImplementedError:
         return otherwise
 
 
-def _array(values: Any) -> np.ndarray:
+def _array(values: Values) -> np.ndarray:
     return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
 
 
-def _numbers(codes: Any) -> np.ndarray:
+def _numbers(codes: Values) -> np.ndarray:
     array = _array(codes)
     if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "biuf":
         raise ValueError(f"codes must be numbers of shape (N, D), got {array.dtype} {array.shape}")
@@ -180,7 +179,7 @@ def _numbers(codes: Any) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def _labels(labels: Any, count: int) -> np.ndarray:
+def _labels(labels: Values, count: int) -> np.ndarray:
     array = _array(labels)
     if array.shape != (count,):
         raise ValueError(f"labels must have shape ({count},), one a code, got {array.shape}")

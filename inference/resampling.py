@@ -61,7 +61,7 @@ RESAMPLERS: dict[str, Resampler] = {f.__name__: f for f in (multinomial, stratif
 
 
 def identity(log_weight: Tensor) -> Tensor:
-    """Indices ``(K, B)`` with which every particle goes on."""
+    """Indices ``(K, B)`` that keep every particle."""
     particles = torch.arange(len(log_weight), device=log_weight.device)
     return particles.unsqueeze(1).expand(log_weight.shape)
 
@@ -82,7 +82,7 @@ Choice = TypeVar("Choice", bound=Callable[..., Any])
 
 
 def pick(argument: str, value: str | Choice, known: Mapping[str, Choice]) -> Choice:
-    """Look a function up by its name, or return the function given.
+    """Look up a function by its name, or return the function given.
 
     Raises:
         ValueError: an unknown name; the known ones are listed.
@@ -138,7 +138,7 @@ class Selection:
         return parents
 
     def events(self, log_weight: Tensor) -> Tensor:
-        """Where particles were resampled, ``(T - 1, B)`` bool, for log-weights (T, K, B)."""
+        """Times of resampling, ``(T - 1, B)`` bool, for log-weights (T, K, B)."""
         if self.resampled:
             return torch.stack(self.resampled)
         return log_weight.new_zeros(0, log_weight.shape[-1], dtype=torch.bool)
@@ -155,7 +155,7 @@ class Selection:
         return normalise(sums[last, :, columns].t(), len(log_weight))
 
     def decide(self, log_weight: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
-        """Where to resample ``(B,)``, given normalised log-weights, and the parents if any."""
+        """Decide where to resample, ``(B,)``, by normalised log-weights; give parents if any."""
         due = self.criterion(log_weight)
         if self.mask is not None:
             due = due & self.mask[:, t + 1]

@@ -10,10 +10,10 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from inference.batches import portions
 from inference.densities import StepDensities
 from inference.divergences import normal_parameters
 from inference.protocols import HasRollout
+from inference.weights import DegenerateWeightsError
 
 Program = Callable[..., Any]  #: a Pyro model or guide, a function or a module
 Sites = dict[str, dict[str, Any]]  #: sites of a trace by name
@@ -50,11 +50,21 @@ def step_densities(
 def by_portions(
     score: Callable[[Tensor, Tensor], dict[str, Tensor]], x: Tensor, mask: Tensor, size: int
 ) -> dict[str, Tensor]:
-    """Call ``score(x, mask)`` for ``size`` sequences at a time; join its columns ``(B, ...)``."""
+    """Call ``score(x, mask)`` for ``size`` sequences at a time; join its columns ``(B, ...)``.
+
+    Steps that no sequence of a portion has are cut off, all but the first.
+
+    Raises:
+        DegenerateWeightsError: as ``score`` does, with sequences counted from the first of all.
+    """
     pieces = []
-    for part, part_mask, renumbered in portions(x, mask, size):
-        with renumbered:
-            pieces.append(score(part, part_mask))
+    for first in range(0, len(x), size):
+        part = slice(first, first + size)
+        longest = max(int(mask[part].sum(dim=1).max()), 1)
+        try:
+            pieces.append(score(x[part, :longest], mask[part, :longest]))
+        except DegenerateWeightsError as error:
+            raise DegenerateWeightsError(error.step, error.sequence + first, error.total) from None
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 

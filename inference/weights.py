@@ -77,8 +77,8 @@ def pareto_k(log_weight: Tensor) -> Tensor:
 
     Returns:
         ``(B,)``. NaN where all weights are equal, or most are and the others differ by less than
-        a tenth: the guide is exact there. Infinity where a few weights exceed the others by more
-        than floating point can represent.
+        a tenth: the guide is exact. Infinity where a few exceed the others by more than floating
+        point can represent.
 
     Raises:
         ValueError: fewer than 25 particles.
