@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from inference.densities import check_mask
 from inference.modes import evaluating
-from inference.protocols import require_counts
+from inference.protocols import at_least
 from inference.random import seeded
 from inference.traces import Columns, Program, require_steps, sample_sites, step_densities
 
@@ -150,7 +150,7 @@ def calibrate(
     """
     require_steps(check_mask(mask))
     _check_bins(num_simulations, num_draws, num_bins)
-    require_counts(batch_size=batch_size)
+    at_least(1, batch_size=batch_size)
     quantities = quantities or latent_summaries
     if f_dim := getattr(model, "f_dim", 0):
         raise NotImplementedError(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from inference.batches import Windows
 from inference.files import load_plain, save_plain
-from inference.protocols import require_counts
+from inference.protocols import at_least
 from inference.random import random_state, set_random_state
 from inference.schedules import Clock
 
@@ -69,7 +69,7 @@ class Checkpointing:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        require_counts(every=self.every)
+        at_least(1, every=self.every)
 
 
 class Checkpoint:

@@ -15,7 +15,7 @@ from inference.divergences import normal_parameters, wasserstein2
 from inference.information import rate_split
 from inference.modes import evaluating
 from inference.particles import particle_filter
-from inference.protocols import require_counts
+from inference.protocols import at_least
 from inference.random import seeded
 from inference.resampling import Criterion, Resampler
 from inference.traces import Program, by_portions, step_densities
@@ -121,8 +121,8 @@ def evaluate(
         TypeError: a filter's bound of a model without single steps; what is missing is named.
         DegenerateWeightsError: all weights of a step of a sequence are zero, or not numbers.
     """
-    require_counts(num_particles=num_particles, batch_size=batch_size)
-    require_counts(particles_at_once=particles_at_once, fivo_particles=fivo_particles)
+    at_least(1, num_particles=num_particles, batch_size=batch_size)
+    at_least(1, particles_at_once=particles_at_once, fivo_particles=fivo_particles)
     if not bool(mask.any()):
         raise ValueError(
             f"mask must observe a frame of some sequence, got {tuple(mask.shape)} with none"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inference.bounds import analytic_kl, elbo, fivo, iwae, rate, reconstruction, tempered
 from inference.densities import StepDensities, select_particles
 from inference.gradients import ancestor_score, doubly_reparameterised
-from inference.protocols import HasRollout, Penalty, require_counts, require_stepwise
+from inference.protocols import HasRollout, Penalty, at_least, require_stepwise
 from inference.resampling import (
     CRITERIA,
     RESAMPLERS,
@@ -71,7 +71,7 @@ class Objective:
     bound: ClassVar[str] = ""  # name of its value in terms; the ELBO is there anyway
 
     def __post_init__(self) -> None:
-        require_counts(num_particles=self.num_particles, recompute=self.recompute)
+        at_least(1, num_particles=self.num_particles, recompute=self.recompute)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from inference.densities import check_mask, select_particles
-from inference.protocols import Stepwise, StepwiseGuide, require_counts, require_stepwise
+from inference.protocols import Stepwise, StepwiseGuide, at_least, require_stepwise
 from inference.random import draw, learnable
 from inference.resampling import Criterion, Resampler, Selection, identity
 from inference.weights import effective_sample_size, log_mean_exp, normalise
@@ -138,7 +138,7 @@ def particle_filter(
         guide = Bootstrap(model)
     require_stepwise(model, guide)
     assert guide is not None  # refused above
-    require_counts(num_particles=num_particles)
+    at_least(1, num_particles=num_particles)
     if online and getattr(guide, "smoothing", False):
         raise ValueError(
             f"guide {type(guide).__name__} reads x after step t (a smoothing guide), so it cannot "

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from inference.modes import evaluating
-from inference.protocols import require_counts
+from inference.protocols import at_least
 from inference.random import seeded
 from inference.traces import Program, by_portions, require_steps, step_densities
 
@@ -71,7 +71,7 @@ def sequence_codes(
     Raises:
         ValueError: a number below 1, or a sequence without steps.
     """
-    require_counts(num_particles=num_particles, batch_size=batch_size)
+    at_least(1, num_particles=num_particles, batch_size=batch_size)
     require_steps(mask)
 
     def codes(x: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -74,15 +74,15 @@ class Penalty(Protocol):
         ...
 
 
-def require_counts(**counts: int | None) -> None:
-    """Refuse numbers below 1; None is left out.
+def at_least(least: float, hint: str = "", /, **numbers: float | None) -> None:
+    """Check numbers, named as the arguments they are, against a lower limit; None passes.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: a number below the limit; ``hint`` ends the message.
     """
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    for name, value in numbers.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}{hint}")
 
 
 def require_stepwise(model: Any, guide: Any) -> None:

@@ -18,7 +18,7 @@ from inference.checkpoints import Best, Checkpoint, Checkpointing
 from inference.files import write_csv
 from inference.modes import learning
 from inference.objectives import Objective
-from inference.protocols import HasRollout, Hook, Stepwise, require_counts
+from inference.protocols import HasRollout, Hook, Stepwise, at_least
 from inference.random import seeded
 from inference.schedules import Clock, Schedule
 from inference.updates import NonFiniteLossError, svi_step
@@ -41,7 +41,7 @@ class Records:
     every: int = 10
 
     def __post_init__(self) -> None:
-        require_counts(every=self.every)
+        at_least(1, every=self.every)
 
 
 @dataclass
@@ -118,7 +118,7 @@ def fit(
         NotImplementedError: with ``truncate``, a hook that takes no ``start``.
         NonFiniteLossError: naming step and term; the best parameters are in place.
     """
-    require_counts(steps=steps, truncate=truncate)
+    at_least(1, steps=steps, truncate=truncate)
     if clip_norm is not None and not clip_norm > 0.0:
         raise ValueError(f"clip_norm must be larger than 0, got {clip_norm}")
     if lr_schedule is not None and isinstance(svi.optim, PyroLRScheduler):

@@ -14,9 +14,10 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
+from inference.protocols import at_least
 from pyro_avrnn.logistics import Cells, MixtureOfLogistics
 from pyro_avrnn.networks import MLP, NormalNetwork, diagonal_normal, positive
-from pyro_avrnn.shapes import at_least, broadcast_cat
+from pyro_avrnn.shapes import broadcast_cat
 
 
 class NormalEmission(NormalNetwork):

@@ -12,8 +12,8 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 
 from inference.modes import evaluating
+from inference.protocols import at_least
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
-from pyro_avrnn.shapes import at_least
 
 
 @torch.no_grad()

@@ -15,9 +15,10 @@ from pyro.distributions import transforms
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Size, Tensor, nn
 
+from inference.protocols import at_least
 from pyro_avrnn.networks import ACTIVATIONS, NormalNetwork, RecurrentEncoder, diagonal_normal
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
-from pyro_avrnn.shapes import agree, at_least, broadcast_cat
+from pyro_avrnn.shapes import agree, broadcast_cat
 
 
 def require_latents(guide: SequenceGuide, model: SequenceModel) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from inference.files import atomically
-from pyro_avrnn.data._checks import Numbers, at_least, numbers, optional, writable
+from inference.protocols import at_least
+from pyro_avrnn.data._checks import Numbers, numbers, optional, writable
 
 _TICKS = 480  # of MIDI time in a step, which is written as a quarter note
 _VELOCITY = 80  # mezzo-forte: a roll does not say how hard a key is struck

@@ -11,7 +11,8 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
-from pyro_avrnn.shapes import at_least, broadcast_cat, broadcast_leading
+from inference.protocols import at_least
+from pyro_avrnn.shapes import broadcast_cat, broadcast_leading
 
 #: Activations by name. A ReLU whose input is negative for all data stops learning: in narrow
 #: networks trained with large steps many units may die, depending on the seed. The others do not.

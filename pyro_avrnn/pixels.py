@@ -20,7 +20,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyro_avrnn.shapes import at_least
+from inference.protocols import at_least
 
 # without gradients: 0.1 GiB at 32 channels of 28 x 28, and fewer cache misses than all at once
 _IMAGES_AT_ONCE = 128

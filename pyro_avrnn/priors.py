@@ -16,8 +16,8 @@ from pyro.nn import ConditionalDenseNN
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
+from inference.protocols import at_least
 from pyro_avrnn.networks import ACTIVATIONS, MLP, NormalNetwork, diagonal_normal, positive
-from pyro_avrnn.shapes import at_least
 
 
 class StandardNormal(nn.Module):

@@ -1,4 +1,4 @@
-"""Sizes of tensors and parts: broadcasting, widths that must agree, and lower limits."""
+"""Sizes of tensors and parts: broadcasting, and widths that must agree."""
 
 import torch
 from torch import Size, Tensor, nn
@@ -63,14 +63,3 @@ def width(name: str, *parts: nn.Module | int | None) -> int | None:
     """
     sizes = [part if isinstance(part, int) else getattr(part, name, None) for part in parts]
     return None if None in sizes else sum(sizes)  # type: ignore[arg-type]
-
-
-def at_least(least: float, hint: str = "", /, **numbers: float) -> None:
-    """Check numbers, named as the arguments they are, against a lower limit.
-
-    Raises:
-        ValueError: a number below the limit; ``hint`` ends the message.
-    """
-    for name, value in numbers.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}{hint}")

@@ -70,13 +70,6 @@ def optional(library: str, extra: str) -> ModuleType:
         ) from error
 
 
-def at_least(least: int, **arguments: float | None) -> None:
-    """Refuse arguments below ``least``; None is not given and passes."""
-    for name, value in arguments.items():
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
 def plain(value: Numbers) -> np.ndarray:
     """Convert a tensor on any device, or whatever numpy takes, to an array."""
     return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)

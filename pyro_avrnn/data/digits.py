@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from inference.protocols import at_least
 from pyro_avrnn.data._audio import entries, recordings
-from pyro_avrnn.data._checks import Numbers, at_least, numbers, optional, reading
+from pyro_avrnn.data._checks import Numbers, numbers, optional, reading
 from pyro_avrnn.data.dataset import Dataset, by_split, groups_of_names, standardise
 from pyro_avrnn.data.sequences import Sequences
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pyro_avrnn.data._checks import at_least, decoding, naming, reading
+from inference.protocols import at_least
+from pyro_avrnn.data._checks import decoding, naming, reading
 from pyro_avrnn.data.dataset import SPLITS, Dataset
 from pyro_avrnn.data.sequences import Sequences
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inference.densities import check_mask
-from pyro_avrnn.data._checks import at_least
+from inference.protocols import at_least
 
 _WINDOW = 8  # batches sorted by length together: enough to save padding, few enough to stay random
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from inference.protocols import at_least
 from pyro_avrnn.data import companding
 from pyro_avrnn.data._audio import recordings
-from pyro_avrnn.data._checks import at_least, reading
+from pyro_avrnn.data._checks import reading
 from pyro_avrnn.data.dataset import Dataset, Piece, by_split
 
 _EXPECTED = (

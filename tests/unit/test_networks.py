@@ -9,10 +9,11 @@ from numpy import ndarray
 from scipy.special import expit
 from torch import Tensor, nn
 
+from inference.protocols import at_least
 from pyro_avrnn import recipes
 from pyro_avrnn.cli.compare import _shown
 from pyro_avrnn.networks import ACTIVATIONS, CELLS, DIRECTIONS, MLP, Cell, RecurrentEncoder
-from pyro_avrnn.shapes import agree, at_least, broadcast_cat, width
+from pyro_avrnn.shapes import agree, broadcast_cat, width
 from tests.unit.table import H, X, Z, assert_close, prefix_mask
 
 
