@@ -64,7 +64,7 @@ def rate_split(
         ratio = _LogRatio(fitting, width, bound)
         _fit_classifier(ratio, fitting, stopping, steps)
     with torch.no_grad():
-        value = _nwj(ratio, reading)
+        value = _nwj(*ratio(reading))
     total = int(reading.sequence.max()) + 1
     sums = value.new_zeros(total).index_add(0, reading.sequence, value - value.mean())
     error = float(sums.square().sum().sqrt()) / len(value)
@@ -116,10 +116,15 @@ class _LogRatio(nn.Module):
             nn.Linear(width, 1),
         ).to(frames.features)  # fmt: skip
 
-    def forward(self, codes: Tensor, features: Tensor) -> Tensor:
-        """Log-ratios (N,) of codes ``(N, Z)`` and features ``(N, H)``."""
-        seen = torch.cat([codes, (features - self.shift) / self.spread], dim=-1)
-        return self.bound * torch.tanh(self.net(seen).squeeze(-1) / self.bound)
+    def forward(self, frames: _Frames) -> tuple[Tensor, Tensor]:
+        """Log-ratios (N,) of the posterior's codes, and of the prior's."""
+        features = (frames.features - self.shift) / self.spread
+
+        def of(codes: Tensor) -> Tensor:
+            value = self.net(torch.cat([codes, features], dim=-1)).squeeze(-1)
+            return self.bound * torch.tanh(value / self.bound)
+
+        return of(frames.posterior), of(frames.prior)
 
 
 def _fit_classifier(ratio: _LogRatio, fitting: _Frames, stopping: _Frames, steps: int) -> None:
@@ -130,12 +135,11 @@ def _fit_classifier(ratio: _LogRatio, fitting: _Frames, stopping: _Frames, steps
     for i in range(steps + 1):
         if i % 20 == 0:
             with torch.no_grad():
-                loss = -float(_nwj(ratio, stopping).mean())
+                loss = -float(_nwj(*ratio(stopping)).mean())
             if loss < best_loss:
                 best_loss, best = loss, {k: v.clone() for k, v in ratio.state_dict().items()}
         index = torch.randint(len(fitting.features), (min(2048, len(fitting.features)),))
-        real = ratio(fitting.posterior[index], fitting.features[index])
-        fake = ratio(fitting.prior[index], fitting.features[index])
+        real, fake = ratio(_Frames(*(column[index] for column in fitting)))
         cross_entropy = F.softplus(-real).mean() + F.softplus(fake).mean()
         optim.zero_grad(set_to_none=True)
         cross_entropy.backward()
@@ -143,7 +147,6 @@ def _fit_classifier(ratio: _LogRatio, fitting: _Frames, stopping: _Frames, steps
     ratio.load_state_dict(best)
 
 
-def _nwj(ratio: _LogRatio, frames: _Frames) -> Tensor:
-    """Terms (N,) whose mean bounds KL(q || p) from below, for any log-ratio."""
-    posterior = ratio(frames.posterior, frames.features)
-    return 1.0 + posterior - ratio(frames.prior, frames.features).exp()
+def _nwj(posterior: Tensor, prior: Tensor) -> Tensor:
+    """Terms (N,) whose mean bounds KL(q || p) from below, for any log-ratios of q and p."""
+    return 1.0 + posterior - prior.exp()
