@@ -60,16 +60,16 @@ parser.add_argument("--smoke", action="store_true", help="3 steps, to see that i
 args = parser.parse_args()
 torch.set_num_threads(1)
 data = vowels()
-validation = (data.valid.x, data.valid.mask)
+steps, test = (3, data.test.select(range(20))) if args.smoke else (args.steps, data.test)
+training = {"validation": (data.valid.x, data.valid.mask), "clip_norm": 5.0, "seed": 0}
 
 for name, make in variants.items():
     with pyro.get_param_store().scope(), seeded(0):
         r = make()
         loss, adam = ELBO(kl_weight=Ramp(0, 1, over=0.5)), pyro.optim.Adam({"lr": 2e-3})
         batches = Batches(data.train, 64, seed=0)
-        options = {"steps": 3 if args.smoke else args.steps, "clip_norm": 5.0, "progress": name}
-        fit(SVI(r.model, r.guide, adam, loss), batches, validation=validation, seed=0, **options)
-        found = evaluate(r.model, r.guide, data.test.x, data.test.mask)
+        fit(SVI(r.model, r.guide, adam, loss), batches, steps=steps, progress=name, **training)
+        found = evaluate(r.model, r.guide, test.x, test.mask)
     print(f"{name:18} IWAE {found.iwae_per_frame:5.2f} ± {found.iwae_per_frame_se:.2f}", end="")
     print(f"  ELBO {found.elbo_per_frame:5.2f}  KL {found.kl_per_frame:4.2f}", flush=True)
 

@@ -30,6 +30,7 @@ parser.add_argument("--smoke", action="store_true", help="3 steps, to see that i
 args = parser.parse_args()
 torch.set_num_threads(1)
 data = vowels()
+steps, test = (3, data.test.select(range(20))) if args.smoke else (args.steps, data.test)
 model = {"x_dim": 12, "z_dim": 8, "h_dim": 64, "guide": "filtering"}  # that of the first script
 critic = {"critic": "feedforward", "lipschitz": "z", "critic_activation": "groupsort"}
 
@@ -54,7 +55,7 @@ for name, (kl_weight, weight) in rows.items():
         fit(
             SVI(r.model, r.guide, pyro.optim.Adam({"lr": 2e-3}), loss),
             Batches(data.train, 64, seed=0),
-            steps=3 if args.smoke else args.steps,
+            steps=steps,
             hooks=hooks,
             validation=(data.valid.x, data.valid.mask),
             clip_norm=5.0,
@@ -64,7 +65,7 @@ for name, (kl_weight, weight) in rows.items():
         # Averaged over the data, the KL is information of z about x plus the mismatch of guide and
         # prior. A conditional critic prices the mismatch alone; the ELBO prices both.
         train = (data.train.x, data.train.mask)
-        found = evaluate(r.model, r.guide, data.test.x, data.test.mask, train=train)
+        found = evaluate(r.model, r.guide, test.x, test.mask, train=train)
     print(
         f"{name:22} IWAE {found.iwae_per_frame:5.2f} ± {found.iwae_per_frame_se:.2f}"
         f"  ELBO {found.elbo_per_frame:5.2f}  KL {found.kl_per_frame:4.2f}"
