@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,13 +13,12 @@ import scipy.io
 import torch
 
 from pyro_avrnn import data
-from pyro_avrnn.cli import main
+from pyro_avrnn.cli import compare, main
 from pyro_avrnn.cli.rows import parse
-from pyro_avrnn.cli.runs import Settings, row_folder, run
+from pyro_avrnn.cli.runs import row_folder, run
+from pyro_avrnn.cli.settings import Comparison, Settings
 from pyro_avrnn.data import Dataset
 
-# the module; the package's attribute of that name is the function
-COMPARE = sys.modules["pyro_avrnn.cli.compare"]
 SETTINGS: dict[str, Any] = {"steps": 9, "validate_every": 3, "h_dim": 8, "z_dim": 2}
 SETTINGS |= {"num_particles": 25, "batch_size": 4}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
@@ -168,17 +166,16 @@ def serial(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     interrupt: list[int | None] = [None]
 
     def train(
-        todo: Any, source: str, options: dict[str, Any], settings: Settings, out: Path, *rest: Any
+        tasks: list[compare.Task], comparison: Comparison, settings: Settings
     ) -> Iterator[dict[str, Any]]:
-        progress, loaded = Progress(interrupt[0]), data.load(source, **options)
-        _, resume = rest
-        for row, seed in todo:
-            folder = row_folder(out, row.label, seed)
-            yield run(row, seed, loaded, settings, folder, progress, resume)
+        progress = Progress(interrupt[0])
+        loaded = data.load(comparison.data, **comparison.reader_options())
+        for training, seed, folder in tasks:
+            yield run(training, seed, loaded, settings, folder, progress, comparison.resume)
 
-    monkeypatch.setattr(COMPARE, "_train", train)
+    monkeypatch.setattr(compare, "train", train)
     # tables and pictures are tested elsewhere
-    monkeypatch.setattr(COMPARE.report, "write", lambda *_: None)
+    monkeypatch.setattr(compare.report, "write", lambda *_: None)
 
     def at(step: int | None) -> None:
         interrupt[0] = step

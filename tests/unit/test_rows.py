@@ -1,11 +1,12 @@
-"""Rows of a comparison: their notation, and what they say of their objective."""
+"""Rows of a comparison: their notation, their objective, and the parts built from them."""
 
 import pytest
 
 from inference import ELBO, FIVO, IWAE
 from pyro_avrnn import data
+from pyro_avrnn.cli.parts import build
 from pyro_avrnn.cli.rows import parse
-from pyro_avrnn.cli.runs import Settings, build
+from pyro_avrnn.cli.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_a_row_is_built_with_its_bound(text: str, kind: type, particles: int) ->
     assert type(parts.objective) is kind and parts.objective.num_particles == particles
     has_critic = parts.adversarial is not None
     # the paper's second algorithm moves the critic's price to a step of its own
-    assert list(parts.objective.regularisers) == (
+    assert list(parts.objective.penalties) == (
         [parts.adversarial] if has_critic and not text.startswith("alternating") else []
     )
 
