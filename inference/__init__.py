@@ -3,37 +3,48 @@
 Nothing here knows the models of ``pyro_avrnn``: every verb works on a user's own Pyro program.
 """
 
+from typing import Any
+
 from inference.adversarial import Adversarial, Alternating
 from inference.arviz_adapter import to_arviz
+from inference.bounds import elbo, fivo, iwae
 from inference.calibration import Calibration, calibrate
+from inference.checkpoints import Checkpointing
+from inference.densities import StepDensities
 from inference.divergences import clip, gradient_penalty, spectral, wasserstein
 from inference.evaluation import Evaluation, evaluate
-from inference.files import load_parameters
 from inference.information import rate_split
-from inference.objectives import ELBO, FIVO, IWAE, RegularisedELBO, elbo, iwae
-from inference.particles import Bootstrap, ess_below, fivo, particle_filter
+from inference.objectives import ELBO, FIVO, IWAE
+from inference.particles import Bootstrap, particle_filter
 from inference.probes import LinearProbe, sequence_codes
 from inference.random import seeded
+from inference.resampling import ess_below
 from inference.schedules import Clock, Ramp
 from inference.traces import step_densities
-from inference.training import NonFiniteLossError, fit
+from inference.training import History, Records, fit
+from inference.updates import NonFiniteLossError
+from inference.validation import Validation
 from inference.weights import DegenerateWeightsError
 
 __all__ = [
     "ELBO",
     "FIVO",
     "IWAE",
-    "LinearProbe",
     "Adversarial",
     "Alternating",
     "Bootstrap",
     "Calibration",
+    "Checkpointing",
     "Clock",
     "DegenerateWeightsError",
     "Evaluation",
+    "History",
+    "LinearProbe",
     "NonFiniteLossError",
     "Ramp",
-    "RegularisedELBO",
+    "Records",
+    "StepDensities",
+    "Validation",
     "calibrate",
     "clip",
     "elbo",
@@ -43,7 +54,6 @@ __all__ = [
     "fivo",
     "gradient_penalty",
     "iwae",
-    "load_parameters",
     "particle_filter",
     "rate_split",
     "seeded",
@@ -53,3 +63,14 @@ __all__ = [
     "to_arviz",
     "wasserstein",
 ]
+
+_REMOVED = {  # names of 0.1, and what to write instead
+    "RegularisedELBO": "ELBO(penalties=[...])",
+    "load_parameters": "pyro_avrnn.recipes.load(path)",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _REMOVED:
+        raise ImportError(f"inference.{name} was removed in 0.2; use {_REMOVED[name]}")
+    raise AttributeError(f"module 'inference' has no attribute {name!r}")

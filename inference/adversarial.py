@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from inference.bounds import analytic_kl
+from inference.densities import StepDensities
 from inference.divergences import (
     Codes,
     Divergence,
@@ -28,8 +30,6 @@ from inference.divergences import (
     wasserstein2,
 )
 from inference.modes import evaluating
-from inference.objectives import analytic_kl
-from inference.densities import StepDensities
 from inference.protocols import Stepwise
 from inference.schedules import Schedule
 from inference.traces import step_densities
@@ -39,12 +39,12 @@ View = Callable[[StepDensities, Tensor, Tensor], tuple[Codes, Codes]]
 
 
 def marginal(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
-    """z_t alone."""
+    """Show z_t alone."""
     return Codes(prior), Codes(posterior)
 
 
 def trajectory(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
-    """z_1..z_t, both sides sharing the posterior path before t and differing in z_t alone."""
+    """Show z_1..z_t, both sides sharing the posterior path before t and differing in z_t."""
     path = densities.z.detach()
     return Codes(prior, path=path), Codes(posterior, path=path)
 
@@ -52,7 +52,7 @@ def trajectory(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tu
 def trajectory_redrawn(
     densities: StepDensities, prior: Tensor, posterior: Tensor
 ) -> tuple[Codes, Codes]:
-    """The paper's LSTM read literally: one-step prior draws as a path of their own.
+    """Show what the paper's LSTM sees, read literally: one-step prior draws as their own path.
 
     Not zero at q = p unless the transition ignores z: redrawn codes lack the path's correlation.
     """
@@ -60,13 +60,13 @@ def trajectory_redrawn(
 
 
 def conditional(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
-    """z_t and h_t; h_t is a given, no gradient runs through it."""
+    """Show z_t and h_t, which is a constant here."""
     h = _hidden(densities)
     return Codes(prior, h), Codes(posterior, h)
 
 
 def joint(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
-    """z_t, h_t and x_t."""
+    """Show z_t, h_t and x_t."""
     h = _hidden(densities)
     x = densities.x.expand(*h.shape[:-1], densities.x.shape[-1])
     context = torch.cat([h, x], dim=-1)
@@ -79,7 +79,7 @@ VIEWS: dict[str, View] = {
 
 
 class Adversarial:
-    """A critic as regulariser: ``penalty`` for the objective, ``update`` as the hook of ``fit``.
+    """Price a guide by a critic: ``penalty`` for the objective, ``update`` as the hook of ``fit``.
 
     Args:
         critic: scores codes, ``critic(z, context, path) -> (T, K, B)``, high for the prior; its
@@ -87,16 +87,17 @@ class Adversarial:
         divergence: ``wasserstein(...)``.
         optim: a torch optimiser over the critic's parameters alone; Adam(1e-3, (0.5, 0.9)) if
             None.
-        critic_steps: critic updates an SVI step; each redraws the codes on one rollout's states.
-        standardise: codes are shown in deviations from the prior's mean, in units of its scale,
-            so that shrinking prior and proposal together no longer lowers the distance.
+        critic_steps: critic updates per SVI step; each redraws the codes on one rollout's states.
+        standardise: show codes as deviations from the prior's mean, in units of its scale, so
+            that shrinking prior and proposal together no longer lowers the distance.
         weight: of the penalty in the objective, a number or a schedule. On a separate
             adversarial step (``Alternating``) an adaptive optimiser divides a constant weight
-            out again: there step ratios and learning rates are the real knobs.
+            out: there the step ratios and learning rates matter.
         name: prefix of its metrics.
 
     Raises:
-        ValueError: a critic without a known view, or one that the divergence's constraint does not fit.
+        ValueError: a critic without a known view, or one that does not fit the divergence's
+            constraint.
     """
 
     def __init__(
@@ -113,8 +114,8 @@ class Adversarial:
         view = getattr(critic, "view", None)
         if not callable(view) and view not in VIEWS:
             raise ValueError(
-                f"critic must have an attribute view, one of {', '.join(VIEWS)} or a function, got "
-                f"{view!r} of {type(critic).__name__}; set critic.view to what it is shown"
+                f"critic must have a view, one of {', '.join(VIEWS)} or a function, but that of "
+                f"{type(critic).__name__} is {view!r}; set its attribute view to what it is shown"
             )
         if critic_steps < 0:
             raise ValueError(f"critic_steps must not be negative, got {critic_steps}")
@@ -153,15 +154,15 @@ class Adversarial:
     def update(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, start: Any = None
     ) -> dict[str, float]:
-        """``critic_steps`` critic steps; model and guide are constants here.
+        """Take ``critic_steps`` critic steps, with model and guide as constants.
 
         Args:
             model, guide, args: of the SVI step before.
             start: the state it started from, tensors ``(K, B, ...)``, if the series goes on; then
-                the critic sees a draw of each particle, else one draw a sequence.
+                the critic sees a draw of each particle, else one draw of each sequence.
 
         Returns:
-            The critic's last loss and distance, and the closed-form KL and W2 beside it.
+            The critic's last loss and distance, with the closed-form KL and W2.
         """
         given = {} if start is None else {"start": start, "num_particles": len(start[0])}
         with torch.no_grad():
@@ -169,7 +170,7 @@ class Adversarial:
         return self.improve(densities)
 
     def improve(self, densities: StepDensities) -> dict[str, float]:
-        """Critic steps on given densities, which hold no gradient; metrics as ``update``."""
+        """Take critic steps on given densities, which hold no gradient; metrics as ``update``."""
         metrics: dict[str, float] = {}
         self.critic.train()
         for i in range(self.critic_steps):
@@ -190,7 +191,7 @@ class Adversarial:
 
     @torch.no_grad()
     def distance(self, densities: StepDensities) -> float:
-        """The critic's distance on given densities, nothing updated."""
+        """Return the critic's distance on given densities, updating nothing."""
         return float(self.penalty(densities))
 
     def state_dict(self) -> dict[str, Any]:
@@ -198,7 +199,7 @@ class Adversarial:
         return {"critic": self.critic.state_dict(), "optim": self.optim.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         self.critic.load_state_dict(state["critic"])
         self.optim.load_state_dict(state["optim"])
 
@@ -215,20 +216,20 @@ class Adversarial:
 
 
 class Alternating:
-    """Algorithm 2 of AVRNN as a hook: critic steps, then one adversarial step on TR and PS.
+    """Run algorithm 2 of AVRNN as a hook: critic steps, then one step on TR and PS.
 
     With ``ELBO(kl_weight=0)`` as SVI's loss (Algorithm 1, the reconstruction phase)
     this is the paper's schedule to the letter: reconstruction moves emission, proposal,
     recurrence and encoders; the critic moves alone; the adversarial step moves the transition
-    (TR) and the proposal (PS), both with an RMSProp of their own. Known to drift on real data.
+    (TR) and the proposal (PS) with an RMSProp of its own. It drifts on real data.
 
     Args:
         adversarial: the critic; the paper's is clipped, RMSProp(5e-5), 5 steps.
         transition: the parameters of TR, ``model.prior.parameters()``.
         proposal: the parameters of PS, ``guide.parameters()``.
-        lr: of the adversarial step's RMSProp; the real knob, as a weight would be divided out.
-        detach_state: h_t is a constant in the adversarial step (the text updates TR and PS
-            only); False lets the gradient reach TR and PS through all earlier steps.
+        lr: of the adversarial step's RMSProp, which would divide a weight out.
+        detach_state: keep h_t constant in the adversarial step, as the text updates TR and PS
+            only; False lets the gradient reach TR and PS through all earlier steps.
     """
 
     def __init__(
@@ -250,26 +251,24 @@ class Alternating:
         self.optim = torch.optim.RMSprop(parameters, lr=lr)
 
     def update(self, model: Any, guide: Any, *args: Any) -> dict[str, float]:
-        """Algorithm 2 for one batch; leaves no gradient behind on model or guide."""
+        """Run algorithm 2 for one batch; leave no gradient on model or guide."""
         with torch.no_grad():
             densities = step_densities(model, guide, *args)
-        if getattr(densities, "f", None) is not None:
+        if densities.f is not None:
             raise NotImplementedError(
                 "the alternating schedule compares z_t alone, so nothing would price the latent f "
                 "that all steps share; use a joint objective with a kl_weight above 0"
             )
         metrics = self.adversarial.improve(densities)
         if self.detach_state:
-            if not isinstance(model, Stepwise) or not hasattr(densities, "states"):
+            if not isinstance(model, Stepwise) or densities.states is None:
                 raise NotImplementedError(
                     "detach_state=True needs a model and guide with the stepwise functions "
                     "(transition, proposal); use detach_state=False"
                 )
-            fixed: Any = densities
-            densities = fixed._replace(prior=model.transition(fixed.states))
-            loss = self.adversarial.penalty(
-                densities, _draw(guide.proposal(fixed.states, fixed.c))
-            )
+            states, c = densities.states, densities.c
+            densities = densities._replace(prior=model.transition(states))
+            loss = self.adversarial.penalty(densities, _draw(guide.proposal(states, c)))
         else:
             loss = self.adversarial.penalty(step_densities(model, guide, *args))
         self.optim.zero_grad(set_to_none=True)
@@ -284,17 +283,20 @@ class Alternating:
         return {"adversarial": self.adversarial.state_dict(), "optim": self.optim.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         self.adversarial.load_state_dict(state["adversarial"])
         self.optim.load_state_dict(state["optim"])
 
 
 def closed_forms(densities: StepDensities, *, standardise: bool = False) -> dict[str, float]:
-    """Exact KL and W2 between proposal and prior, averages over observed frames, if normal.
+    """Average the exact KL and W2 between normal proposals and priors over observed frames.
 
     Args:
         densities: of one rollout.
         standardise: W2 in units of the prior's deviation, as a critic of such codes sees it.
+
+    Returns:
+        Nothing for other families.
     """
     try:
         kl, w2 = analytic_kl(densities), wasserstein2(densities, standardise=standardise)

@@ -5,6 +5,7 @@ The only file that imports arviz; made for 0.2x (``InferenceData``) and 1.x (``D
 
 import inspect
 import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,6 @@ from torch import Tensor
 
 from inference.random import seeded
 from inference.traces import step_densities, time_index
-
-with warnings.catch_warnings():  # 0.23 announces its own refactoring at every import
-    warnings.simplefilter("ignore", FutureWarning)
-    import arviz as az
 
 
 @torch.no_grad()
@@ -107,11 +104,21 @@ def to_arviz(
     return _container(groups, coords, dims)
 
 
+@cache
+def _arviz() -> Any:
+    """The package, imported when it is first needed: it takes longer than all others."""
+    with warnings.catch_warnings():  # 0.23 announces its own refactoring
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz
+
+
 def _container(
     groups: dict[str, dict[str, np.ndarray]],
     coords: dict[str, np.ndarray],
     dims: dict[str, list[str]],
 ) -> Any:
+    az = _arviz()
     likelihood = {"log_likelihood": groups.pop("log_likelihood")}
     one_dict = "data" in inspect.signature(az.from_dict).parameters  # arviz 1.x
 

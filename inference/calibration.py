@@ -23,9 +23,11 @@ from pyro import poutine
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from inference.densities import check_mask
 from inference.modes import evaluating
+from inference.protocols import require_counts
 from inference.random import seeded
-from inference.traces import step_densities, time_index
+from inference.traces import sample_sites, step_densities, time_index
 
 #: (z ``(T, K, B, Z)``, x ``(B, T, X)``, mask ``(B, T)``) -> named numbers ``(K, B)``
 Quantities = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
@@ -161,10 +163,14 @@ def calibrate(
         >>> result.names, result.uniform()
         (('z[0] first', 'log p(x, z)'), True)
     """
-    _check_mask(mask)
+    empty = ~check_mask(mask).any(dim=1)
+    if bool(empty.any()):
+        raise ValueError(
+            "mask must observe a step of every sequence, but sequence "
+            f"{int(empty.nonzero()[0])} (counted from 0) has none; leave it out"
+        )
     _check_bins(num_simulations, num_draws, num_bins)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    require_counts(batch_size=batch_size)
     quantities = latent_summaries if quantities is None else quantities
     rows = torch.arange(num_simulations, device=mask.device) % len(mask)
     store = pyro.get_param_store()
@@ -226,9 +232,7 @@ def _simulate(model: Callable[..., Any], mask: Tensor) -> tuple[Tensor, Tensor, 
     scored = poutine.trace(model).get_trace(x, mask)  # tells latents from observations
     columns: dict[int, list[Tensor]] = {}
     joint = x.new_zeros(1, size)
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or poutine.util.site_is_subsample(site):
-            continue
+    for name, site in sample_sites(trace).items():
         if site["log_prob"].ndim > 1:
             raise NotImplementedError(
                 f"site {name!r} has log-density of shape {tuple(site['log_prob'].shape)}; "
@@ -263,21 +267,6 @@ def _rank(name: str, truth: Tensor, drawn: Tensor, num_draws: int) -> Tensor:
     equal = (drawn == truth).sum(dim=0)
     shuffled = torch.rand(equal.shape, device=equal.device) * (equal + 1)
     return (drawn < truth).sum(dim=0) + shuffled.long().minimum(equal)
-
-
-def _check_mask(mask: Tensor) -> None:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask must be a tensor of dtype bool, got {kind}; use mask.bool()")
-    if mask.ndim != 2 or 0 in mask.shape:
-        raise ValueError(f"mask must have shape (B, T), both at least 1, got {tuple(mask.shape)}")
-    empty = ~mask.any(dim=1)
-    if bool(empty.any()):
-        row = int(empty.nonzero()[0])
-        raise ValueError(
-            f"mask must observe a step of every sequence, but sequence {row} (counted from 0) "
-            "has none; leave it out"
-        )
 
 
 def _check_bins(num_simulations: int, num_draws: int, num_bins: int) -> None:

@@ -5,8 +5,9 @@ On a CPU, a run that was interrupted and resumed gives the numbers of one that w
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,7 +18,10 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from inference.files import atomically, load_plain
+from inference.batches import Windows
+from inference.files import load_plain, save_plain
+from inference.protocols import require_counts
+from inference.random import random_state, set_random_state
 from inference.schedules import Clock
 
 _FORMAT = "fit checkpoint 1"
@@ -41,143 +45,38 @@ class Stateful(Protocol):
         ...
 
 
-class Cycle:
-    """Batches over and over, and where in them a run is.
+@dataclass(frozen=True)
+class Checkpointing:
+    """Where ``fit`` keeps the whole run, so that an interrupted one can go on.
 
-    :meth:`seek` finds the same batches again where a pass is the same every time, or drawn by
-    torch's global generator as it begins (a shuffling ``DataLoader``), by a generator of the
-    batches' own, or from their integer ``epoch``, the number of the next pass.
-    """
-
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self.batches: Any = batches
-        self.passes = self.position = 0  # begun, and batches given of the last of them
-        self.epoch: int | None = None  # before that pass; so is the random state
-        self.random: dict[str, Any] = {}
-        self.batch: tuple[Tensor, ...] = ()  # given last
-        self._rest: Iterator[Any] = iter(())
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        return self
-
-    def __next__(self) -> tuple[Tensor, ...]:
-        batch = next(self._rest, None)
-        if batch is None:
-            self._begin()
-            batch = next(self._rest, None)
-        if batch is None:
-            raise ValueError("batches must hold at least one batch, and be iterable again")
-        self.position += 1
-        self.batch = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-        return self.batch
-
-    def state(self) -> dict[str, Any]:
-        """What :meth:`seek` takes."""
-        names = ("passes", "position", "epoch", "random")
-        return {name: getattr(self, name) for name in names}
-
-    def seek(self, state: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """Go where another was; gives the first batch of the pass, which that one had too.
-
-        Raises:
-            ValueError: a pass is shorter than that.
-        """
-        if state["epoch"] is not None and self._epoch() is not None:
-            self.batches.epoch, self.passes = state["epoch"], state["passes"] - 1
-        while self.passes < state["passes"] - 1:  # a generator of their own moves with each pass
-            self._begin()
-            for _ in self._rest:
-                pass
-        set_random_state(state["random"])
-        self._rest = iter(())
-        first = next(self)
-        while self.passes == state["passes"] and self.position < state["position"]:
-            next(self)
-        if self.passes != state["passes"]:
-            raise ValueError(
-                f"batches must be those of the interrupted run, which had {state['position']} "
-                "in a pass, and here are fewer; give the same data and batch size"
-            )
-        return first
-
-    def _begin(self) -> None:
-        self.epoch, self.random = self._epoch(), random_state()
-        self._rest = iter(self.batches)
-        self.passes, self.position = self.passes + 1, 0
-
-    def _epoch(self) -> int | None:
-        epoch = getattr(self.batches, "epoch", None)
-        return epoch if isinstance(epoch, int) else None
-
-
-class Windows:
-    """The batches of a cycle cut along T, and the state that is carried from cut to cut.
+    With the same arguments, on a CPU, a resumed run ends as if never interrupted, bit for bit; a
+    finished one returns at once. Of hooks and loss the checkpoint knows the ``state_dict`` of them
+    or of the object whose method they are, and torch's generators; modules with buffers that a
+    plain function uses belong in ``keep``.
 
     Args:
-        cycle: the batches, ``(x, mask)``.
-        length: steps of a window, the last of a batch may have fewer; None does not cut.
-        model: says what is wrong with a whole batch, and what its states are made of.
+        path: the file, written atomically.
+        every: SVI steps between writing it; it is written at the end, too. What an interrupted
+            run did since then is done again.
+        resume: go on from the file where it exists, and start anew where it does not.
 
-    Attributes:
-        start: the state before the window that was given last, and to be set before the next is
-            taken; None at the beginning of a batch.
+    Raises:
+        ValueError: ``every`` below 1.
     """
 
-    def __init__(self, cycle: Cycle, length: int | None, model: Any) -> None:
-        self.cycle, self.length, self.model = cycle, length, model
-        self.start: Any = None
-        self._given = self._steps = 0  # of the batch
+    path: str | os.PathLike[str]
+    every: int = 50
+    resume: bool = False
 
-    def __next__(self) -> tuple[Tensor, ...]:
-        if self.length is None:
-            return next(self.cycle)
-        if not self.more:
-            self._open(next(self.cycle))
-        begin, self._given = self._given, self._given + self.length
-        return _window(self.cycle.batch, begin, self._given)
-
-    @property
-    def more(self) -> bool:
-        """Whether a sequence of the batch has a step left."""
-        return self._given < self._steps
-
-    def state(self) -> dict[str, Any]:
-        """What :meth:`seek` takes."""
-        if self.length is None:
-            return self.cycle.state()
-        start = None if self.start is None else list(self.start)
-        return self.cycle.state() | {"given": self._given, "start": start}
-
-    def seek(self, state: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """Go where another was, as :meth:`Cycle.seek`; gives the first window of the pass."""
-        first = self.cycle.seek(state)
-        if self.length is None:
-            return first
-        self._open(self.cycle.batch)
-        self._given = state["given"]
-        if state["start"] is not None:
-            kind, device = type(self.model.init(torch.Size((1,)))), first[0].device
-            self.start = kind(*(tensor.to(device) for tensor in state["start"]))
-        return _window(first, 0, self.length)
-
-    def _open(self, batch: tuple[Tensor, ...]) -> None:
-        x, mask = (*batch, None)[:2]
-        if callable(check := getattr(self.model, "check", None)):
-            x, mask = check(x, mask)  # windows would not show a mask with a hole
-        assert isinstance(x, Tensor)
-        self._steps = x.shape[1] if mask is None else int(mask.any(dim=0).sum())
-        self._given, self.start = 0, None
-
-
-def _window(batch: tuple[Any, ...], begin: int, end: int) -> tuple[Any, ...]:
-    return tuple(part if part is None else part[:, begin:end] for part in batch)
+    def __post_init__(self) -> None:
+        require_counts(every=self.every)
 
 
 class Checkpoint:
     """The file of a run, and what goes into it.
 
     Args:
-        path: the file.
+        where: the file, and how often it is written.
         svi: model and guide, optimiser and loss.
         windows: the batches.
         history: of the run; its attributes are plain values.
@@ -187,7 +86,7 @@ class Checkpoint:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        where: Checkpointing,
         svi: SVI,
         windows: Windows,
         history: Any,
@@ -195,7 +94,8 @@ class Checkpoint:
         run: dict[str, Any],
         states: Mapping[str, Any],
     ) -> None:
-        self.path, self.svi, self.windows, self.history = Path(path), svi, windows, history
+        self.path, self.every, self.resume = Path(where.path), where.every, where.resume
+        self.svi, self.windows, self.history = svi, windows, history
         self.run = run | {"optimiser": _kind(svi.optim)}
         parts = {"model": svi.model, "guide": svi.guide, "loss": svi.loss, **states}
         self.states = {
@@ -221,7 +121,7 @@ class Checkpoint:
         content = {
             "format": _FORMAT,
             "run": self.run,
-            "history": vars(self.history) | {"rows": rows},
+            "history": vars(self.history) | {"rows": rows, "carried": None},  # as batches have it
             "batches": self.windows.state(),
             "random": random_state(),
             # what this run trains: the store may hold others', which a new process will not
@@ -233,7 +133,7 @@ class Checkpoint:
             "states": {name: part.state_dict() for name, part in self.states.items()},
         }
         _check_plain(content, "the checkpoint")
-        atomically(self.path, lambda temporary: torch.save(content, temporary))
+        save_plain(self.path, content)
 
     def read(self) -> None:
         """Put everything back as the file has it.
@@ -309,17 +209,41 @@ class Checkpoint:
         )
 
 
-def random_state() -> dict[str, Any]:
-    """Of torch's global generators."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+class Best:
+    """The best parameters so far, of the store and of further modules."""
 
+    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
+        self.modules = modules
+        self.parameters: dict[str, Tensor] = {}
+        self.states: list[dict[str, Tensor]] = []
 
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Back to a state of torch's global generators; of those on devices that are here."""
-    torch.set_rng_state(state["cpu"])
-    for device, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(generator, device)
+    def take(self) -> None:
+        """Keep what is there now."""
+        self.parameters = _copied(dict(pyro.get_param_store().named_parameters()))
+        self.states = [_copied(module.state_dict()) for module in self.modules]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put what was kept back in place."""
+        for name, p in pyro.get_param_store().named_parameters():
+            if name in self.parameters:
+                p.copy_(self.parameters[name])
+        for module, state in zip(self.modules, self.states, strict=False):
+            module.load_state_dict(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept, for a checkpoint."""
+        return {"parameters": self.parameters, "modules": self.states}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep what a checkpoint has."""
+        self.parameters, self.states = state["parameters"], state["modules"]
+
+    def all_finite(self) -> bool:
+        """Whether the parameters there now are numbers."""
+        stored = [p for _, p in pyro.get_param_store().named_parameters()]
+        further = [p for module in self.modules for p in module.parameters()]
+        return all(bool(p.isfinite().all()) for p in [*stored, *further])
 
 
 def _stateful(part: Any) -> Any:
@@ -349,3 +273,7 @@ def _check_plain(value: Any, where: str) -> None:
             f"{where} must be a tensor or a plain value, which are read without unpickling, got "
             f"{type(value).__name__}; have state_dict give such values"
         )
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}

@@ -1,7 +1,7 @@
 """The one record of a step, and what is asked of masks and particles wherever it is read.
 
-Rollouts and traces fill it; bounds, filters, critics and diagnostics read it. T steps, K particles,
-B sequences: stacked densities are ``(T, K, B)``, data ``(B, T, X)``, masks ``(B, T)``.
+Rollouts and traces fill it; bounds, critics and diagnostics read it. T steps, K particles, B
+sequences: stacked densities are ``(T, K, B)``, data ``(B, T, X)``, masks ``(B, T)``.
 """
 
 from typing import Any, NamedTuple
@@ -41,12 +41,12 @@ class StepDensities(NamedTuple):
         return self.log_prior + self.log_emission - self.log_proposal
 
 
-def check_mask(mask: Any, shape: tuple[int, ...]) -> Tensor:
+def check_mask(mask: Any, shape: tuple[int, ...] | None = None) -> Tensor:
     """Return the mask if it is a bool prefix mask of that shape.
 
     Args:
         mask: to be ``(B, T)`` bool, True for the steps a sequence has, False after its end.
-        shape: the (B, T) of the data.
+        shape: the (B, T) of the data; None where the mask says what they are.
 
     Raises:
         ValueError: another shape, or a mask with a hole.
@@ -55,8 +55,9 @@ def check_mask(mask: Any, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask must be a tensor of dtype bool, got {kind}; use mask.bool()")
-    if mask.ndim != 2 or mask.shape != shape:
-        raise ValueError(f"mask must have shape {tuple(shape)}, got {tuple(mask.shape)}")
+    if mask.ndim != 2 or 0 in mask.shape or shape not in (None, mask.shape):
+        expected = "(B, T), both at least 1" if shape is None else tuple(shape)
+        raise ValueError(f"mask must have shape {expected}, got {tuple(mask.shape)}")
     holes = (mask[:, 1:] & ~mask[:, :-1]).any(dim=1)
     if bool(holes.any()):
         raise ValueError(

@@ -1,32 +1,41 @@
 """``evaluate``: held-out bounds with standard errors, and what a bound alone does not say."""
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from inference.adversarial import Adversarial
+from inference.batches import portions
+from inference.bounds import analytic_kl, elbo, rate, reconstruction
+from inference.densities import StepDensities
 from inference.divergences import normal_parameters, wasserstein2
-from inference.information import RateSplit, rate_split
+from inference.information import rate_split
 from inference.modes import evaluating
-from inference.objectives import analytic_kl, elbo, rate, reconstruction
-from inference.particles import Criterion, Resampler, particle_filter
+from inference.particles import particle_filter
+from inference.protocols import require_counts
 from inference.random import seeded
+from inference.resampling import Criterion, Resampler
 from inference.traces import step_densities
-from inference.weights import (
-    DegenerateWeightsError,
-    effective_sample_size,
-    log_mean_exp,
-    pareto_k,
-    require_usable,
-)
+from inference.weights import effective_sample_size, log_mean_exp, pareto_k, require_usable
 
 _FRAMES_AT_ONCE = 80_000  # frames times particles: under half a GiB at 88 features, 32 units
 _FILTERED_AT_ONCE = 4_000_000  # of a filter, which keeps a few numbers of each
+#: columns that are averaged over frames, and the names of the averages
+_AVERAGED = {
+    "reconstruction": "reconstruction_per_frame",
+    "kl": "kl_per_frame",
+    "closed_form_kl": "closed_form_kl_per_frame",
+    "closed_form_w2": "closed_form_w2_per_frame",
+    "critic": "critic_distance_per_frame",
+    "prior_scale": "prior_scale",
+    "proposal_scale": "proposal_scale",
+    "filter_ess": "filter_ess",
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ def evaluate(
             leaves it out. A filter's particles are never cut into portions, sequences are.
         resampler, criterion: of the filter.
         seed: of all draws.
-        adversarial: its critic's distance is put beside the closed forms, W2 in its units.
+        adversarial: report its critic's distance next to the closed forms, W2 in its units.
         train: x and mask the models were trained on; with them the rate is split into
             information and aggregate mismatch, as bounds.
         active_above: a latent dimension is active where the posterior mean's shift from the
@@ -126,86 +135,70 @@ def evaluate(
         TypeError: a filter's bound of a model without single steps; what is missing is named.
         DegenerateWeightsError: all weights of a step of a sequence are zero, or not numbers.
     """
-    for name, value in (
-        ("num_particles", num_particles),
-        ("batch_size", batch_size),
-        ("particles_at_once", particles_at_once),
-        ("fivo_particles", fivo_particles),
-    ):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    require_counts(
+        num_particles=num_particles,
+        batch_size=batch_size,
+        particles_at_once=particles_at_once,
+        fivo_particles=fivo_particles,
+    )
     if not bool(mask.any()):
         raise ValueError(
             f"mask must observe a frame of some sequence, got {tuple(mask.shape)} with none"
         )
-    parts: dict[str, list[Tensor]] = {}
     longest = int(mask.sum(dim=1).max())
-    together = longest * min(num_particles, particles_at_once or num_particles)
-    portion = min(batch_size, max(_FRAMES_AT_ONCE // together, 1))
+    together = min(num_particles, particles_at_once or num_particles)
+    bounds = partial(_bounds, num_particles, particles_at_once, adversarial)
     with seeded(seed), evaluating(model, guide):
-        for xs, masks, renumbered in _portions(x, mask, portion):
-            with renumbered:
-                pieces = _bounds(
-                    model, guide, xs, masks, num_particles, particles_at_once, adversarial
-                )
-            for name, piece in pieces.items():
-                parts.setdefault(name, []).append(piece)
+        size = min(batch_size, max(_FRAMES_AT_ONCE // (longest * together), 1))
+        columns = _columns(bounds, model, guide, portions(x, mask, size))
         if fivo_particles is not None:
-            portion = min(batch_size, max(_FILTERED_AT_ONCE // (fivo_particles * longest), 1))
-            for xs, masks, renumbered in _portions(x, mask, portion):
-                with renumbered:
-                    filtered = particle_filter(
-                        model,
-                        guide,
-                        xs,
-                        masks,
-                        num_particles=fivo_particles,
-                        resampler=resampler,
-                        criterion=criterion,
-                        paths=False,
-                    )
-                for name, piece in (
-                    ("fivo", filtered.log_evidence),
-                    ("filter_ess", torch.where(masks.t(), filtered.ess, 0.0).sum(dim=0)),
-                    ("first_ancestors", filtered.unique_ancestors()[0].to(xs)),
-                ):
-                    parts.setdefault(name, []).append(piece)
-    columns = {name: torch.cat(values) for name, values in parts.items()}
-    lengths = mask.sum(dim=1).to(x)
+            size = min(batch_size, max(_FILTERED_AT_ONCE // (longest * fivo_particles), 1))
+            filtered = partial(_filtered, fivo_particles, resampler, criterion)
+            columns |= _columns(filtered, model, guide, portions(x, mask, size))
+        numbers = _summary(columns, mask, active_above)
+        latents = "prior_scale" in columns or bool((columns["kl"] != 0).any())
+        if train is not None and latents and hasattr(model, "rollout"):
+            with torch.enable_grad():
+                split = rate_split(model, guide, train, (x, mask), seed=seed)
+            names = ("aggregate_mismatch_at_least", "aggregate_mismatch_se", "information_at_most")
+            numbers |= {name: getattr(split, name) for name in names}
+    return Evaluation(
+        num_particles=num_particles,
+        fivo_particles=fivo_particles,
+        frames=int(mask.sum()),
+        sequences=len(x),
+        **numbers,
+    )
+
+
+def _columns(
+    score: Callable[..., dict[str, Tensor]], model: Any, guide: Any, parts: Iterable[Any]
+) -> dict[str, Tensor]:
+    """Numbers of every sequence, ``(B, ...)`` by name, from those of portions."""
+    pieces = []
+    for x, mask, renumbered in parts:
+        with renumbered:
+            pieces.append(score(model, guide, x, mask))
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _summary(columns: dict[str, Tensor], mask: Tensor, active_above: float) -> dict[str, Any]:
+    """Numbers of the set from columns ``(B, ...)`` of its sequences."""
+    lengths = mask.sum(dim=1).to(columns["elbo"])
     frames = float(lengths.sum())
-
-    def per_frame(values: Tensor) -> tuple[float, float]:
-        ratio = float(values.sum()) / frames
-        count = len(values)
-        if count < 2:
-            return ratio, math.nan
-        residual = (values - ratio * lengths).square().sum().sqrt()
-        return ratio, float(residual) / frames * (count / (count - 1)) ** 0.5
-
-    def per_sequence(values: Tensor) -> tuple[float, float]:
-        error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(torch.nan)
-        return float(values.mean()), float(error)
-
     numbers: dict[str, Any] = {}
-    for name in ("iwae", "elbo", "fivo"):
-        if name not in columns:
-            continue
-        for suffix, average in (("frame", per_frame), ("sequence", per_sequence)):
-            mean_and_error = average(columns[name])
-            numbers[f"{name}_per_{suffix}"], numbers[f"{name}_per_{suffix}_se"] = mean_and_error
-    for name, column in (
-        ("reconstruction_per_frame", "reconstruction"),
-        ("kl_per_frame", "kl"),
-        ("closed_form_kl_per_frame", "closed_form_kl"),
-        ("closed_form_w2_per_frame", "closed_form_w2"),
-        ("critic_distance_per_frame", "critic"),
-        ("prior_scale", "prior_scale"),
-        ("proposal_scale", "proposal_scale"),
-        ("filter_ess", "filter_ess"),
-    ):
+    for name in {"iwae", "elbo", "fivo"} & columns.keys():
+        values = columns[name]
+        numbers[f"{name}_per_frame"] = float(values.sum()) / frames
+        numbers[f"{name}_per_frame_se"] = _ratio_error(values, lengths)
+        numbers[f"{name}_per_sequence"] = float(values.mean())
+        error = values.std() / len(values) ** 0.5 if len(values) > 1 else math.nan
+        numbers[f"{name}_per_sequence_se"] = float(error)
+    for column, name in _AVERAGED.items():
         if column in columns:
-            numbers[name] = per_frame(columns[column])[0]
+            numbers[name] = float(columns[column].sum()) / frames
     some = mask.any(dim=1)  # a sequence without a frame says nothing of the weights
+    numbers["effective_sample_size"] = float(columns["ess"][some].mean())
     if "pareto_k" in columns:
         finite = columns["pareto_k"][some & ~columns["pareto_k"].isnan()]
         numbers["pareto_k_constant"] = 1.0 - len(finite) / int(some.sum())
@@ -214,56 +207,49 @@ def evaluate(
             numbers["pareto_k_above_07"] = float((finite > 0.7).double().mean())
     if "first_ancestors" in columns:
         numbers["filter_first_ancestors"] = float(columns["first_ancestors"][some].mean())
-        numbers["fivo_particles"] = fivo_particles
     if "shift" in columns:
         mean = columns["shift"].sum(dim=0) / frames
         variance = columns["shift_square"].sum(dim=0) / frames - mean.square()
         numbers["active_units"] = int((variance > active_above).sum())
-    latents = "prior_scale" in columns or bool((columns["kl"] != 0).any())
-    if train is not None and latents and hasattr(model, "rollout"):
-        with torch.enable_grad(), evaluating(model, guide):
-            split: RateSplit = rate_split(model, guide, train, (x, mask), seed=seed)
-        numbers["aggregate_mismatch_at_least"] = split.aggregate_mismatch_at_least
-        numbers["aggregate_mismatch_se"] = split.aggregate_mismatch_se
-        numbers["information_at_most"] = split.information_at_most
-    return Evaluation(
-        num_particles=num_particles,
-        frames=int(frames),
-        sequences=len(x),
-        effective_sample_size=float(columns["ess"][some].mean()),
-        **numbers,
-    )
+    return numbers
 
 
-def _portions(
-    x: Tensor, mask: Tensor, size: int
-) -> Iterator[tuple[Tensor, Tensor, AbstractContextManager[None]]]:
-    """So many sequences at a time, without steps that none of them has, one step at least.
-
-    Inside the context that comes with them, errors count sequences from the first of all.
-    """
-    for first in range(0, len(x), size):
-        masks = mask[first : first + size]
-        longest = max(int(masks.sum(dim=1).max()), 1)
-        yield x[first : first + size, :longest], masks[:, :longest], _counting_from(first)
+def _ratio_error(values: Tensor, lengths: Tensor) -> float:
+    """Standard error over sequences of sum(values) / sum(lengths); NaN of a single one."""
+    frames, count = float(lengths.sum()), len(values)
+    if count < 2:
+        return math.nan
+    residual = (values - float(values.sum()) / frames * lengths).square().sum().sqrt()
+    return float(residual) / frames * (count / (count - 1)) ** 0.5
 
 
-@contextmanager
-def _counting_from(first: int) -> Iterator[None]:
-    try:
-        yield
-    except DegenerateWeightsError as error:
-        raise DegenerateWeightsError(error.step, error.sequence + first, error.total) from None
-
-
-def _bounds(
+def _filtered(
+    num_particles: int,
+    resampler: str | Resampler,
+    criterion: str | Criterion,
     model: Any,
     guide: Any,
     x: Tensor,
     mask: Tensor,
+) -> dict[str, Tensor]:
+    """Numbers (B,) of a particle filter."""
+    given: dict[str, Any] = {"resampler": resampler, "criterion": criterion, "paths": False}
+    found = particle_filter(model, guide, x, mask, num_particles=num_particles, **given)
+    return {
+        "fivo": found.log_evidence,
+        "filter_ess": torch.where(mask.t(), found.ess, 0.0).sum(dim=0),
+        "first_ancestors": found.unique_ancestors()[0].to(x),
+    }
+
+
+def _bounds(
     num_particles: int,
     at_once: int | None,
     adversarial: Adversarial | None,
+    model: Any,
+    guide: Any,
+    x: Tensor,
+    mask: Tensor,
 ) -> dict[str, Tensor]:
     """Per sequence (B, ...), from K particles in portions."""
     at_once = at_once or max(_FRAMES_AT_ONCE // mask.numel(), 1)
@@ -287,7 +273,7 @@ def _bounds(
     return pieces
 
 
-def _averages(d: Any, adversarial: Adversarial | None) -> dict[str, Tensor]:
+def _averages(d: StepDensities, adversarial: Adversarial | None) -> dict[str, Tensor]:
     """Per sequence (B, ...): sums over observed steps, averages over particles."""
     pieces = {"elbo": elbo(d.log_weight), "reconstruction": reconstruction(d), "kl": rate(d)}
     if d.z.shape[-1] == 0:

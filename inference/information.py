@@ -62,40 +62,10 @@ def rate_split(
             _frames(model, guide, train[0][i], train[1][i]) for i in (order[stop:], order[:stop])
         )
         reading = _frames(model, guide, *heldout)
-        shift = fitting.features.mean(dim=0)
-        spread = fitting.features.std(dim=0) + 1e-6
-        width_in = fitting.features.shape[-1] + fitting.posterior.shape[-1]
-        classifier = nn.Sequential(
-            nn.Linear(width_in, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
-            nn.Linear(width, 1),
-        ).to(fitting.features)  # fmt: skip
-
-        def ratio(frames: _Frames, codes: Tensor, index: Any = slice(None)) -> Tensor:
-            seen = torch.cat([codes[index], (frames.features[index] - shift) / spread], dim=-1)
-            return bound * torch.tanh(classifier(seen).squeeze(-1) / bound)
-
-        optim = torch.optim.AdamW(classifier.parameters(), lr=3e-3, weight_decay=1e-2)
-        # where densities are no numbers nothing below is better, and the result is NaN
-        best, best_loss = classifier.state_dict(), float("inf")
-        for i in range(steps + 1):
-            if i % 20 == 0:
-                with torch.no_grad():
-                    loss = _nwj(
-                        ratio(stopping, stopping.posterior), ratio(stopping, stopping.prior)
-                    )
-                if -float(loss.mean()) < best_loss:
-                    best_loss = -float(loss.mean())
-                    best = {k: v.clone() for k, v in classifier.state_dict().items()}
-            index = torch.randint(len(fitting.features), (min(2048, len(fitting.features)),))
-            real = ratio(fitting, fitting.posterior, index)
-            fake = ratio(fitting, fitting.prior, index)
-            cross_entropy = F.softplus(-real).mean() + F.softplus(fake).mean()
-            optim.zero_grad(set_to_none=True)
-            cross_entropy.backward()
-            optim.step()
-        classifier.load_state_dict(best)
-        with torch.no_grad():
-            value = _nwj(ratio(reading, reading.posterior), ratio(reading, reading.prior))
+        ratio = _LogRatio(fitting, width, bound)
+        _fit_classifier(ratio, fitting, stopping, steps)
+    with torch.no_grad():
+        value = _nwj(ratio, reading)
     total = int(reading.sequence.max()) + 1
     sums = value.new_zeros(total).index_add(0, reading.sequence, value - value.mean())
     error = float(sums.square().sum().sqrt()) / len(value)
@@ -134,6 +104,54 @@ def _frames(model: Any, guide: Any, x: Tensor, mask: Tensor) -> _Frames:
     return _Frames(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
-def _nwj(posterior: Tensor, prior: Tensor) -> Tensor:
+class _LogRatio(nn.Module):
+    """log q(z | h) - log p(z | h) of frames, at most ``bound`` in size.
+
+    Args:
+        frames: whose features set the units.
+        width: of the two hidden layers.
+        bound: largest value.
+    """
+
+    def __init__(self, frames: _Frames, width: int, bound: float) -> None:
+        super().__init__()
+        self.bound = bound
+        self.shift = frames.features.mean(dim=0)
+        self.spread = frames.features.std(dim=0) + 1e-6
+        width_in = frames.features.shape[-1] + frames.posterior.shape[-1]
+        self.net = nn.Sequential(
+            nn.Linear(width_in, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
+            nn.Linear(width, 1),
+        ).to(frames.features)  # fmt: skip
+
+    def forward(self, codes: Tensor, features: Tensor) -> Tensor:
+        """Shape (N,), of codes ``(N, Z)`` and features ``(N, H)``."""
+        seen = torch.cat([codes, (features - self.shift) / self.spread], dim=-1)
+        return self.bound * torch.tanh(self.net(seen).squeeze(-1) / self.bound)
+
+
+def _fit_classifier(ratio: _LogRatio, fitting: _Frames, stopping: _Frames, steps: int) -> None:
+    """Train by logistic regression; end with the parameters best on ``stopping``."""
+    optim = torch.optim.AdamW(ratio.parameters(), lr=3e-3, weight_decay=1e-2)
+    # where densities are not numbers nothing below is better, and the result is NaN
+    best, best_loss = ratio.state_dict(), float("inf")
+    for i in range(steps + 1):
+        if i % 20 == 0:
+            with torch.no_grad():
+                loss = -float(_nwj(ratio, stopping).mean())
+            if loss < best_loss:
+                best_loss, best = loss, {k: v.clone() for k, v in ratio.state_dict().items()}
+        index = torch.randint(len(fitting.features), (min(2048, len(fitting.features)),))
+        real = ratio(fitting.posterior[index], fitting.features[index])
+        fake = ratio(fitting.prior[index], fitting.features[index])
+        cross_entropy = F.softplus(-real).mean() + F.softplus(fake).mean()
+        optim.zero_grad(set_to_none=True)
+        cross_entropy.backward()
+        optim.step()
+    ratio.load_state_dict(best)
+
+
+def _nwj(ratio: _LogRatio, frames: _Frames) -> Tensor:
     """Terms whose mean bounds KL(q || p) from below, for any log-ratio. Shape (N,)."""
-    return 1.0 + posterior - prior.exp()
+    posterior = ratio(frames.posterior, frames.features)
+    return 1.0 + posterior - ratio(frames.prior, frames.features).exp()

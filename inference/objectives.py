@@ -1,100 +1,44 @@
-"""Bounds on log p(x_{1:T}), in nats, and the losses for ``pyro.infer.SVI`` made of them.
+"""Bounds on log p(x_{1:T}) as losses for ``pyro.infer.SVI``.
 
-The functions take log-weights of shape ``(T, K, B)`` and return one bound a sequence. The
-classes are callables ``(model, guide, x, mask) -> loss``: the negative objective, summed over
-the batch as Pyro's own losses are. What the last call was made of is in ``terms``.
-
-In expectation ELBO <= IWAE-K <= log p(x) and FIVO-K <= log p(x); on long series FIVO-K, which
-resamples, usually lies above IWAE-K.
+Each is a callable ``(model, guide, x, mask) -> loss``: the negative objective, in nats, summed
+over the batch as Pyro's own losses are. The estimates themselves are functions in
+:mod:`inference.bounds`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
-from inference.divergences import normal_parameters
-from inference.particles import (
+from inference.bounds import analytic_kl, elbo, fivo, iwae, rate, reconstruction, tempered
+from inference.densities import StepDensities, select_particles
+from inference.gradients import ancestor_score, doubly_reparameterised
+from inference.protocols import HasRollout, Penalty, require_counts, require_stepwise
+from inference.resampling import (
     CRITERIA,
     RESAMPLERS,
     Criterion,
     Resampler,
     Selection,
-    fivo,
     multinomial,
     pick,
-    stretches,
     systematic,
-    temper,
 )
-from inference.densities import StepDensities, select_particles
-from inference.protocols import HasRollout, Penalty, require_stepwise
 from inference.schedules import Clock, Schedule
 from inference.traces import step_densities
-from inference.weights import log_mean_exp, normalise, require_usable
-
-
-def elbo(log_weight: Tensor) -> Tensor:
-    """Evidence lower bound, shape (B,)."""
-    return log_weight.sum(dim=0).mean(dim=0)
-
-
-def iwae(log_weight: Tensor) -> Tensor:
-    """Importance-weighted bound, shape (B,). Source: Burda et al. (2016), eq. 8."""
-    return log_mean_exp(log_weight.sum(dim=0), dim=0)
-
-
-def reconstruction(densities: StepDensities) -> Tensor:
-    """E_q log p(x | z), shape (B,)."""
-    return densities.log_emission.sum(dim=0).mean(dim=0)
-
-
-def rate(densities: StepDensities, *, analytic: bool = False) -> Tensor:
-    """KL(q || p) along the guide's path, shape (B,): sampled, or each step's in closed form.
-
-    Raises:
-        NotImplementedError: ``analytic`` for families whose KL has no closed form.
-    """
-    if not analytic:
-        return (densities.log_proposal - densities.log_prior).sum(dim=0).mean(dim=0)
-    return analytic_kl(densities).sum(dim=0).mean(dim=0)
-
-
-def analytic_kl(densities: StepDensities) -> Tensor:
-    """KL(q(z_t | ...) || p(z_t | ...)) in closed form, ``(T, K, B)``, 0 where padded.
-
-    The KL of a latent that all steps share is counted with step 1.
-
-    Raises:
-        NotImplementedError: families whose KL has no closed form.
-    """
-    if densities.proposal is None or densities.prior is None:
-        raise NotImplementedError(
-            "analytic_kl needs a proposal and a prior that are diagonal normals at every step; "
-            "use the sampled KL, analytic_kl=False"
-        )
-    try:
-        kl = kl_divergence(densities.proposal, densities.prior)
-    except NotImplementedError as error:
-        raise NotImplementedError(f"{error}; use the sampled KL, analytic_kl=False") from error
-    if (prior_f := getattr(densities, "prior_f", None)) is not None:  # counted with step 1
-        of_f = kl_divergence(densities.proposal_f, prior_f)  # type: ignore[attr-defined]
-        kl = torch.cat([(kl[0] + of_f).unsqueeze(0), kl[1:]])
-    return kl.where(densities.mask, 0.0)
+from inference.weights import normalise, require_usable
 
 
 @dataclass(kw_only=True)
 class Objective:
     """A bound as a ``loss`` for ``pyro.infer.SVI``, negative and summed over the batch.
 
-    With ``kl_weight`` other than 1 the prior and the proposal enter the weights with that
-    exponent, and the value is that of the weighted objective and no bound. Penalties of
-    ``penalties`` are subtracted: each is an average over observed frames, multiplied by
-    their number, so that a weight of 1 prices a unit of distance in a frame at one nat.
+    With a ``kl_weight`` other than 1 the prior and the proposal enter the weights with that
+    exponent; the value is then that of the weighted objective, which is not a bound. Penalties
+    are subtracted: each is an average over observed frames, multiplied by their number, so that
+    a weight of 1 prices a unit of distance in a frame at one nat.
 
     A series too long for one backward pass is taken window by window: ``svi.step(x, mask,
     start=state, carry=True)`` leaves in ``after`` the ``start`` of the next window, as
@@ -103,13 +47,17 @@ class Objective:
     Args:
         num_particles: K draws a sequence.
         kl_weight: a number, or a schedule over the run such as ``Ramp(0, 1, over=0.5)``.
-        penalties: penalties with their weights, such as ``Adversarial``.
+        penalties: what is subtracted, such as ``Adversarial``, each with its own weight.
         clock: counts calls with gradients; give its ``total`` if ``fit`` does not train.
-        recompute: for long sequences, the number of steps between states that are kept: the
+        recompute: for long sequences, the number of steps between states that are kept. The
             backward pass computes the steps between them a second time, so that memory grows
-            with T / recompute + recompute and not with T; None keeps everything.
-        compile: run the recurrence in compiled chunks of steps, worth it where steps are small;
+            with T / recompute + recompute instead of T; None keeps everything.
+        compile: run the recurrence in compiled chunks of steps. It pays where steps are small,
             needs a C++ compiler, takes half a minute once, and is kept on disk.
+
+    Attributes:
+        terms: what the last call was made of, nats a frame.
+        after: the state after the last step of the last call, if it was asked for.
     """
 
     num_particles: int = 1
@@ -123,14 +71,11 @@ class Objective:
     bound: ClassVar[str] = ""  # name of its value in terms; the ELBO is there anyway
 
     def __post_init__(self) -> None:
-        if self.num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {self.num_particles}")
-        if self.recompute is not None and self.recompute < 1:
-            raise ValueError(f"recompute must be at least 1 step, got {self.recompute}")
+        require_counts(num_particles=self.num_particles, recompute=self.recompute)
 
     @property
     def options(self) -> dict[str, Any]:
-        """What a rollout is told beside the number of particles."""
+        """Further arguments of a rollout, those that were given."""
         given = {"recompute": self.recompute, "compile": self.compile or None}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -142,7 +87,7 @@ class Objective:
         start: Any = None,
         carry: bool = False,
     ) -> Tensor:
-        """The loss, nats summed over the batch.
+        """Return the loss, nats summed over the batch.
 
         Args:
             model: a Pyro program.
@@ -152,8 +97,8 @@ class Objective:
             carry: whether to leave the state after the last step in ``after``.
 
         Raises:
-            DegenerateWeightsError: the objective is not finite, from the step and sequence on
-                that are named.
+            DegenerateWeightsError: the objective is not finite; the error names the step and
+                the sequence from which on.
         """
         given = {} if start is None else {"start": start}
         densities = self.draw(model, guide, *args, **given)
@@ -170,7 +115,7 @@ class Objective:
         return step_densities(model, guide, *args, **given)
 
     @torch.no_grad()
-    def carry(self, model: Any, densities: Any) -> Any:
+    def carry(self, model: Any, densities: StepDensities) -> Any:
         """The state after the last step, constant, of the particles that go on from there."""
         states = densities.states
         last = type(states)(*(tensor[-1] for tensor in states))
@@ -182,15 +127,15 @@ class Objective:
         return type(state)(*(tensor.detach().clone() for tensor in state))
 
     def survivors(self, densities: StepDensities) -> Tensor | None:
-        """Which particles go on after the last step, indices ``(K, B)``; None: all as they are.
+        """Indices ``(K, B)`` of the particles that go on after the last step; None for all.
 
-        Right for draws that are averaged. Where they are weighed against each other the next
+        All go on where draws are averaged. Where they are weighed against each other the next
         window knows nothing of their weights, so they must be resampled by them.
         """
         return None
 
     def loss(self, densities: StepDensities) -> Tensor:
-        """The loss of given densities; leaves its terms, nats a frame, in ``terms``."""
+        """Return the loss of given densities, and leave its terms in ``terms``."""
         weight = self.clock.weight(self.kl_weight)
         frames = densities.mask.sum()
         objective = self.objective(densities, weight)
@@ -203,16 +148,15 @@ class Objective:
             "elbo": (fit - kl).detach().sum() / frames,
             "kl_weight": weight,
         }
-        if self.bound:  # of weighted terms the value is no bound
+        if self.bound:  # of weighted terms the value is not a bound
             name = self.bound if weight == 1.0 else "objective"
             self.terms = {name: objective.detach().sum() / frames, **self.terms}
-        loss = -objective.sum()
-        shared = getattr(densities, "f", None) is not None
-        if shared and self.penalties and self.kl_weight == 0.0:
+        if densities.f is not None and self.penalties and self.kl_weight == 0.0:
             raise NotImplementedError(
                 "a critic compares z_t alone, so with kl_weight=0 nothing would price the latent "
                 "f that all steps share; give a kl_weight above 0"
             )
+        loss = -objective.sum()
         for penalty in self.penalties:
             price, paid = self.clock.weight(penalty.weight), penalty.penalty(densities)
             self.terms[f"{penalty.name}_penalty"] = paid.detach()
@@ -235,12 +179,12 @@ class Objective:
 
 @dataclass(kw_only=True)
 class ELBO(Objective):
-    """Negative evidence lower bound: beta-VAE and KL annealing by ``kl_weight``, free bits.
+    """Negative evidence lower bound, with KL annealing and beta-VAE by ``kl_weight``.
 
     Args:
         num_particles, kl_weight, penalties, clock: as for :class:`Objective`; the draws of a
             sequence are averaged.
-        analytic_kl: the closed-form KL of each step instead of the sampled one.
+        analytic_kl: take the closed-form KL of each step instead of the sampled one.
         free_bits: nats of KL a frame that cost nothing: at every step the KL, averaged over
             the batch, is charged as ``max(KL, free_bits)`` (Kingma et al. 2016,
             https://arxiv.org/abs/1606.04934, eq. 15, with one group of units).
@@ -255,9 +199,9 @@ class ELBO(Objective):
             raise ValueError(f"free_bits must be at least 0 nats a frame, got {self.free_bits}")
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
-        """Reconstruction less the weighted KL, shape (B,)."""
+        """Reconstruction minus the weighted KL, shape (B,)."""
         if not self.analytic_kl and not self.free_bits:
-            return elbo(_tempered(densities, kl_weight))
+            return elbo(tempered(densities, kl_weight))
         kl = (  # (T, B)
             analytic_kl(densities)
             if self.analytic_kl
@@ -272,7 +216,7 @@ class ELBO(Objective):
         return fit - kl_weight * kl.sum(dim=0) if kl_weight else fit
 
     def find_fault(self, log_weight: Tensor) -> None:
-        """As for other objectives, but one particle without a weight is one too many here."""
+        """Raise as other objectives do, and where a single particle has no weight."""
         require_usable(log_weight.cumsum(dim=0).sum(dim=1))
 
 
@@ -282,8 +226,8 @@ class IWAE(Objective):
 
     Args:
         num_particles, kl_weight, penalties, clock: as for :class:`Objective`.
-        doubly_reparameterised: the guide's own parameters get the doubly reparameterised
-            gradient, whose signal does not drown in noise as K grows; all others, among them
+        doubly_reparameterised: give the guide's own parameters the doubly reparameterised
+            gradient, whose signal does not drown in noise as K grows. All others, among them
             the prior that a residual guide reads, keep the plain one. The value is the same; it
             costs a second backward pass.
 
@@ -297,46 +241,26 @@ class IWAE(Objective):
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """The bound, shape (B,)."""
-        return iwae(_tempered(densities, kl_weight))
+        return iwae(tempered(densities, kl_weight))
 
     def survivors(self, densities: StepDensities) -> Tensor | None:
         """Resampled, systematically, by the weights of all steps."""
         if self.num_particles == 1:
             return None
-        log_weight = _tempered(densities, self.clock.weight(self.kl_weight))
+        log_weight = tempered(densities, self.clock.weight(self.kl_weight))
         return systematic(normalise(log_weight.sum(dim=0), len(log_weight)))
 
-    def correction(self, densities: Any, model: Any, guide: Any) -> Tensor | float:
-        """Zero, with a gradient that turns the guide's parameters' plain one into the other.
-
-        The plain gradient holds the score of q, whose expectation, by reparameterising once
-        more, is a path derivative: each path then counts ``(1 - b) w + b w^2`` instead of w,
-        with normalised weights w and the exponent b of the prior and the proposal.
-        """
+    def correction(self, densities: StepDensities, model: Any, guide: Any) -> Tensor | float:
+        """Zero, with the gradient of :func:`~inference.gradients.doubly_reparameterised`."""
         if not self.doubly_reparameterised:
             return 0.0
-        if not isinstance(guide, nn.Module) or not hasattr(densities, "states"):
+        if not isinstance(guide, nn.Module) or densities.states is None:
             raise NotImplementedError(
                 "doubly_reparameterised=True needs a model with a rollout and a guide that is a "
                 "torch module; use IWAE(doubly_reparameterised=False)"
             )
-        shared = {id(p) for p in model.parameters()}  # these enter p, too, and stay plain
-        own = [p for p in guide.parameters() if p.requires_grad and id(p) not in shared]
-        weight = self.clock.weight(self.kl_weight)
-        with _constant(own):
-            proposal: Any = guide.proposal
-            log_proposal = proposal(densities.states, densities.c.detach()).log_prob(densities.z)
-        if getattr(densities, "f", None) is not None:
-            loc, scale = (p.detach() for p in normal_parameters(densities.proposal_f))
-            of_f = torch.distributions.Normal(loc, scale).log_prob(densities.f).sum(dim=-1)
-            log_proposal = torch.cat([(log_proposal[0] + of_f).unsqueeze(0), log_proposal[1:]])
-        log_proposal = torch.where(densities.mask, log_proposal, 0.0)
-        path = temper(densities.log_prior, densities.log_emission, log_proposal, weight)
-        plain = _tempered(densities, weight)
-        share = plain.detach().sum(dim=0).softmax(dim=0)
-        wanted = ((1.0 - weight) * share + weight * share.square()) * path.sum(dim=0)
-        difference = iwae(plain).sum() - wanted.sum()  # of losses, hence the order
-        return _with_gradient(difference, own)
+        kl_weight = self.clock.weight(self.kl_weight)
+        return doubly_reparameterised(densities, model, guide, kl_weight)
 
 
 @dataclass(kw_only=True)
@@ -375,7 +299,7 @@ class FIVO(Objective):
                 "score_function=True needs independent draws of the ancestors; use "
                 "resampler='multinomial'"
             )
-        if any(getattr(r, "sees_path", False) for r in self.penalties):
+        if any(getattr(p, "sees_path", False) for p in self.penalties):
             raise NotImplementedError(
                 "a critic of paths cannot follow particles that are resampled; use the view "
                 "marginal, conditional or joint, or IWAE"
@@ -398,83 +322,31 @@ class FIVO(Objective):
         weight = self.clock.weight(self.kl_weight)
         mask = args[1] if len(args) > 1 else None
         self._selection = Selection(self.resampler, self.criterion, mask, weight)
-        options = {"num_particles": self.num_particles, "select": self._selection, **self.options}
-        program: Any = model
-        return program.rollout(guide, *args, **options, **given)
+        return super().draw(model, guide, *args, select=self._selection, **given)
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """log Z_hat, shape (B,)."""
-        assert self._selection is not None, "densities of a filter come from its call"
-        log_weight = _tempered(densities, kl_weight)
-        resampled = self._selection.events(log_weight)
+        selection = self._selected()
+        log_weight = tempered(densities, kl_weight)
+        resampled = selection.events(log_weight)
         bound = fivo(log_weight, resampled)
         if self.score_function and bool(resampled.any()):
-            score = self._score(log_weight, resampled)
+            score = ancestor_score(log_weight, resampled, selection.parents)
             bound = bound + score - score.detach()
         return bound
 
     def find_fault(self, log_weight: Tensor) -> None:
-        """As for other objectives; the filter itself has looked at all steps but the last."""
-        self._last(log_weight)
+        """Look at the last stretch only: the filter itself has looked at all steps before."""
+        self._selected().last_stretch(log_weight)
 
     def survivors(self, densities: StepDensities) -> Tensor | None:
         """Resampled by the weights since the last resampling, whatever the criterion."""
         if self.num_particles == 1:
             return None
-        assert self._selection is not None
-        log_weight = _tempered(densities, self.clock.weight(self.kl_weight))
-        return self._selection.resampler(self._last(log_weight))
+        selection = self._selected()
+        log_weight = tempered(densities, self.clock.weight(self.kl_weight))
+        return selection.resampler(selection.last_stretch(log_weight))
 
-    def _last(self, log_weight: Tensor) -> Tensor:
-        """Normalised log-weights ``(K, B)`` of each sequence's last stretch."""
-        assert self._selection is not None
-        resampled = self._selection.events(log_weight)
-        sums, last = stretches(log_weight, resampled), resampled.sum(dim=0)
-        columns = torch.arange(len(last), device=last.device)
-        return normalise(sums[last, :, columns].t(), len(log_weight))
-
-    def _score(self, log_weight: Tensor, resampled: Tensor) -> Tensor:
-        """Sum over resamplings of log P(ancestors) times what was gained after them, (B,)."""
-        assert self._selection is not None
-        sums = stretches(log_weight, resampled)  # (S, K, B)
-        gain = log_mean_exp(sums, dim=1).detach()
-        later = gain.flip(0).cumsum(dim=0).flip(0) - gain  # (S, B), of the stretches after
-        log_choice = sums.log_softmax(dim=1)
-        count = resampled.long().cumsum(dim=0) - 1  # which stretch ended, (T - 1, B)
-        total = log_weight.new_zeros(log_weight.shape[-1])
-        for t, parents in enumerate(self._selection.parents):
-            if parents is None:
-                continue
-            stretch = count[t].clamp(min=0)
-            index = stretch.expand(1, *parents.shape)
-            chosen = log_choice.gather(0, index)[0].gather(0, parents).sum(dim=0)
-            reward = later.gather(0, stretch.unsqueeze(0))[0]
-            total = total + torch.where(resampled[t], chosen * reward, 0.0)
-        return total
-
-
-def _tempered(densities: StepDensities, kl_weight: float) -> Tensor:
-    return temper(densities.log_prior, densities.log_emission, densities.log_proposal, kl_weight)
-
-
-@contextmanager
-def _constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    for p in parameters:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in parameters:
-            p.requires_grad_(True)
-
-
-def _with_gradient(value: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Zero, whose gradient with respect to these parameters is that of ``value``."""
-    zero = value.new_zeros(())
-    if not parameters:
-        return zero
-    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-    for p, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            zero = zero + ((p - p.detach()) * gradient).sum()
-    return zero
+    def _selected(self) -> Selection:
+        assert self._selection is not None, "densities of a filter come from its call"
+        return self._selection

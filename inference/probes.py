@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.batches import portions
 from inference.modes import evaluating
+from inference.protocols import require_counts
 from inference.random import seeded
 from inference.traces import step_densities
 
@@ -67,9 +69,7 @@ def sequence_codes(
     Raises:
         ValueError: a number below 1, or a sequence without steps.
     """
-    for name, value in (("num_particles", num_particles), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    require_counts(num_particles=num_particles, batch_size=batch_size)
     empty = ~mask.any(dim=1)
     if bool(empty.any()):
         raise ValueError(
@@ -78,10 +78,7 @@ def sequence_codes(
         )
     parts: dict[str, list[Tensor]] = {}
     with seeded(seed), evaluating(model, guide):
-        for first in range(0, len(x), batch_size):
-            masks = mask[first : first + batch_size]
-            longest = int(masks.sum(dim=1).max())
-            xs, masks = x[first : first + batch_size, :longest], masks[:, :longest]
+        for xs, masks, _ in portions(x, mask, batch_size):
             d = step_densities(model, guide, xs, masks, num_particles=num_particles)
             share = masks.to(xs)  # of a step in the average over a sequence's own
             share = (share / share.sum(dim=1, keepdim=True)).t()[:, None, :, None]  # (T, 1, B, 1)

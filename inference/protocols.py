@@ -74,6 +74,17 @@ class Penalty(Protocol):
         ...
 
 
+def require_counts(**counts: int | None) -> None:
+    """Refuse numbers below 1; None is left out.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
 def require_stepwise(model: Any, guide: Any) -> None:
     """Refuse a model and guide that cannot be asked for single steps, or do not belong together.
 

@@ -1,6 +1,6 @@
 """Explicit random state at the border of the library, and draws that gradients can follow."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,5 +52,18 @@ def draw(distribution: Any, learns: bool) -> Tensor:
 
 def learnable(guide: Any) -> bool:
     """Whether gradients are enabled and the guide has a parameter that takes one."""
-    parameters = getattr(guide, "parameters", tuple)()
+    parameters: Any = getattr(guide, "parameters", tuple)()
     return torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+
+
+def random_state() -> dict[str, Any]:
+    """Of torch's global generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Back to a state of torch's global generators; of those on devices that are here."""
+    torch.set_rng_state(state["cpu"])
+    for device, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(generator, device)

@@ -9,13 +9,18 @@ A critic is called with what a view shows it: ``critic(z, context, path)``,
 and returns scores ``(T, K, B)``. It never sees the future of a step, hence no padding either.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Size, Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from pyro_avrnn.networks import LSTM, MLP, broadcast_cat
 
-#: What each view shows beside z_t: (h_t, x_t, the path before t).
+#: a name of ``VIEWS``, or a function of step densities that shows something else
+View = str | Callable[..., Any]
+#: what each view shows next to z_t: (h_t, x_t, the path before t)
 VIEWS: dict[str, tuple[bool, bool, bool]] = {
     "marginal": (False, False, False),
     "trajectory": (False, False, True),
@@ -25,8 +30,12 @@ VIEWS: dict[str, tuple[bool, bool, bool]] = {
 }
 
 
-def _context_dim(view: str, h_dim: int, x_dim: int) -> int:
-    """Width C of the context that a view shows a critic."""
+def context_dim(view: str, h_dim: int, x_dim: int) -> int:
+    """Width C of the context that a view shows a critic.
+
+    Raises:
+        ValueError: an unknown view.
+    """
     if view not in VIEWS:
         raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
     sees_h, sees_x, _ = VIEWS[view]
@@ -56,24 +65,20 @@ class LSTMCritic(nn.Module):
     neural networks"), https://arxiv.org/abs/2108.04496.
 
     Args:
-        view: what it is shown, a name of ``VIEWS``; kept as an attribute, which ``Adversarial``
-            reads.
         z_dim: Z.
-        h_dim, x_dim: H and X, for views that show them.
+        context_dim: C, 0 for a view without context.
         critic_dim: width of the LSTM and of the hidden layer.
-
-    Raises:
-        ValueError: an unknown view.
+        view: what it is shown, a name of ``VIEWS`` or a function; ``Adversarial`` reads it.
     """
 
     lipschitz: str | None = None
 
     def __init__(
-        self, view: str, z_dim: int, h_dim: int = 0, x_dim: int = 0, *, critic_dim: int = 64
+        self, z_dim: int, context_dim: int = 0, critic_dim: int = 64, *, view: View | None = None
     ) -> None:
         super().__init__()
         self.view = view
-        self.cell = LSTM(z_dim + _context_dim(view, h_dim, x_dim), critic_dim)
+        self.cell = LSTM(z_dim + context_dim, critic_dim)
         self.head = MLP([critic_dim, critic_dim, 1])
 
     def forward(
@@ -104,29 +109,28 @@ class FeedForwardCritic(nn.Module):
     Source: Miyato et al. (2018), https://arxiv.org/abs/1802.05957, for the normalisation.
 
     Args:
-        view, z_dim, h_dim, x_dim: as for :class:`LSTMCritic`.
+        z_dim, context_dim, view: as for :class:`LSTMCritic`.
         critic_dim: width of the hidden layers, even.
         depth: number of hidden layers.
         activation: "relu", or "groupsort", with which the bound of one can be reached.
         lipschitz: None, "z" or "all".
-        window: how many codes before z_t are seen where the view shows a path.
+        window: how many codes of a path before z_t are seen; 0 for views without a path.
 
     Raises:
-        ValueError: an unknown view, or an argument out of range.
+        ValueError: an argument out of range.
     """
 
     def __init__(
         self,
-        view: str,
         z_dim: int,
-        h_dim: int = 0,
-        x_dim: int = 0,
-        *,
+        context_dim: int = 0,
         critic_dim: int = 64,
+        *,
+        view: View | None = None,
         depth: int = 2,
         activation: str = "relu",
         lipschitz: str | None = None,
-        window: int = 4,
+        window: int = 0,
     ) -> None:
         super().__init__()
         activations = {"relu": nn.ReLU, "groupsort": GroupSort}
@@ -138,12 +142,10 @@ class FeedForwardCritic(nn.Module):
             raise ValueError(
                 f"critic_dim must be even and depth at least 1, got {critic_dim} and {depth}"
             )
-        context_dim = _context_dim(view, h_dim, x_dim)
-        if window < 1:
-            raise ValueError(f"window must be at least 1, got {window}")
-        self.view, self.lipschitz = view, lipschitz
-        self.window = window if VIEWS[view][2] else 0
-        context_dim += self.window * z_dim
+        if window < 0:
+            raise ValueError(f"window must not be negative, got {window}")
+        self.view, self.lipschitz, self.window = view, lipschitz, window
+        context_dim += window * z_dim
         together = lipschitz == "all"
 
         def linear(width_in: int, width_out: int) -> nn.Module:
@@ -165,10 +167,10 @@ class FeedForwardCritic(nn.Module):
         """Scores ``(T, K, B)``."""
         seen = [] if context is None else [context]
         if self.window and path is None:
-            raise ValueError(f"a critic of the view {self.view!r} must be shown a path")
+            raise ValueError("this critic has a window, so its view must show a path")
         if path is not None:
             if not self.window:
-                raise ValueError(f"a critic of the view {self.view!r} cannot be shown a path")
+                raise ValueError("a view with a path needs a critic with window > 0, or an LSTM")
             for lag in range(1, self.window + 1):  # the code lag steps ago, zero before the start
                 past = torch.zeros_like(path)
                 past[lag:] = path[: max(len(path) - lag, 0)]

@@ -16,7 +16,7 @@ from torch import Size, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from inference.densities import StepDensities, select_particles
-from inference.protocols import Stepwise
+from inference.protocols import Stepwise, require_counts
 from inference.random import draw, learnable
 from pyro_avrnn import engine, products
 from pyro_avrnn.networks import diagonal_normal
@@ -60,79 +60,32 @@ def rollout(
 ) -> StepDensities:
     """Draw (or take) latents along the guide and score them under model and guide.
 
-    Args:
-        model: the four functions.
-        guide: the two functions.
-        x: ``(B, T, X)``, padding overwritten by a value in the emission's support.
-        mask: ``(B, T)`` bool.
-        num_particles: K.
-        z: ``(T, K, B, Z)`` to be scored, or None to draw from the guide; draws consume the
-            random numbers that the guide's own loop would.
-        f: ``(K, B, F)``, given with ``z`` where the model has a latent that all steps share.
-        select: called after every step; says which particles go on from it, as a particle
-            filter resamples. Row t of the result holds the particles as they were at step t.
-        start: the state before step 1, every tensor ``(K, B, ...)``, of a series that goes on;
-            None for the model's own. A latent that all steps share is in it, and counted before.
-        recompute: steps between the states that are kept for the backward pass, which computes
-            everything between them a second time; None keeps it all.
-        compile: run compiled chunks of the recurrence.
-
-    Raises:
-        NotImplementedError: a guide with parameters to learn that is not reparameterised.
-        ValueError: ``num_particles`` below 1, or ``z`` or ``start`` of another shape.
+    Arguments are those of :meth:`~pyro_avrnn.SequenceModel.rollout`, data and mask checked.
     """
-    size, length = mask.shape
-    if z is None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num_particles}")
-    elif z.ndim != 4 or (z.shape[0], z.shape[2], z.shape[3]) != (length, size, model.z_dim):
-        raise ValueError(
-            f"z must have shape (T, K, B, Z) = ({length}, K, {size}, {model.z_dim}), "
-            f"got {tuple(z.shape)}"
-        )
-    particles = num_particles if z is None else z.shape[1]
-    if particles < 1:
-        raise ValueError("z must hold at least one particle, got K = 0")
-    if recompute is not None and recompute < 1:
-        raise ValueError(f"recompute must be at least 1 step, got {recompute}")
-    learns = learnable(guide)
-    state = model.init(Size((particles, size)))
-    prior_f = proposal_f = None
-    of_f: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)  # log p(f), log q(f)
+    particles = _count(num_particles, z, (mask.shape[1], mask.shape[0], model.z_dim))
+    require_counts(recompute=recompute)
+    state, shared = model.init(Size((particles, len(x)))), _Shared()
     if start is not None:
         state = _started(state, start)
     elif model.f_dim:
-        shape = (particles, size, model.f_dim)
-        if (z is None) != (f is None) or (f is not None and f.shape != shape):
-            raise ValueError(
-                f"f must have shape (K, B, F) = {shape} and be given where z is, got "
-                f"{None if f is None else tuple(f.shape)}"
-            )
-        prior_f = model.prior_f(Size((size,)))
-        proposal_f = guide.proposal_f(x, mask)
-        if f is None:
-            f = draw(proposal_f.expand(Size((particles, size))), learns)
-        state = model.condition(state, f)
-        of_f = (prior_f.log_prob(f), proposal_f.log_prob(f))
-    run = _Run(model, guide, learns, compile, _chooser(select, mask, of_f))
+        shared = _share(model, guide, x, mask, particles, z, f)
+        assert shared.f is not None
+        state = model.condition(state, shared.f)
+    run = _Run(model, guide, learnable(guide), compile, _chooser(select, mask, shared))
     with _faster(x, particles):
         c = guide.encode(x, mask).transpose(0, 1)  # (T, B, C)
-    x_all, observed = x.transpose(0, 1), mask.t().unsqueeze(1)
+    x, observed = x.transpose(0, 1), mask.t().unsqueeze(1)
+    steps = range(len(x))
     piece = (
-        run.piece(state, c, x_all, z, range(length))
+        run.piece(state, c, x, z, steps)
         if recompute is None
-        else run.in_segments(state, c, x_all, z, range(length), recompute)
+        else run.in_segments(state, c, x, z, steps, recompute)
     )
-    log_prior, log_proposal = piece.log_prior, piece.log_proposal
-    if prior_f is not None:
-        log_prior, log_proposal = (
-            torch.cat([(term[0] + extra).unsqueeze(0), term[1:]])
-            for term, extra in zip((log_prior, log_proposal), of_f, strict=True)
-        )
+    log_prior, log_proposal = shared.counted(piece.log_prior, piece.log_proposal)
     return StepDensities(
         z=piece.z,
         h=model.hidden(piece.states),
-        x=x_all.unsqueeze(1),
+        x=x.unsqueeze(1),
         mask=observed,
         log_prior=torch.where(observed, log_prior, 0.0),
         log_emission=torch.where(observed, piece.log_emission, 0.0),
@@ -142,10 +95,66 @@ def rollout(
         proposal=piece.proposal,
         states=piece.states,
         c=c.unsqueeze(1),
-        f=f,
-        prior_f=prior_f,
-        proposal_f=proposal_f,
+        f=shared.f if start is None else f,
+        prior_f=shared.prior,
+        proposal_f=shared.proposal,
     )
+
+
+class _Shared(NamedTuple):
+    """A latent that all steps share, if the model has one and the series begins here."""
+
+    f: Tensor | None = None  # (K, B, F)
+    prior: dist.Distribution | None = None
+    proposal: dist.Distribution | None = None
+    log_prior: Tensor | float = 0.0  # (K, B)
+    log_proposal: Tensor | float = 0.0
+
+    def counted(self, log_prior: Tensor, log_proposal: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-densities ``(T, K, B)``, those of f added to step 1."""
+        if self.f is None:
+            return log_prior, log_proposal
+        first = (log_prior[0] + self.log_prior, log_proposal[0] + self.log_proposal)
+        rest = (log_prior[1:], log_proposal[1:])
+        one, other = (torch.cat([a.unsqueeze(0), b]) for a, b in zip(first, rest, strict=True))
+        return one, other
+
+
+def _share(
+    model: SequenceProgram,
+    guide: Any,
+    x: Tensor,
+    mask: Tensor,
+    particles: int,
+    z: Tensor | None,
+    f: Tensor | None,
+) -> _Shared:
+    shape = (particles, len(x), model.f_dim)
+    if (z is None) != (f is None) or (f is not None and f.shape != shape):
+        raise ValueError(
+            f"f must have shape (K, B, F) = {shape} and be given where z is, got "
+            f"{None if f is None else tuple(f.shape)}"
+        )
+    prior, proposal = model.prior_f(Size((len(x),))), guide.proposal_f(x, mask)
+    if f is None:
+        f = draw(proposal.expand(Size(shape[:2])), learnable(guide))
+    return _Shared(f, prior, proposal, prior.log_prob(f), proposal.log_prob(f))
+
+
+def _count(num_particles: int, z: Tensor | None, sizes: tuple[int, int, int]) -> int:
+    """K, of latents to draw, or of the given ones for (T, B, Z)."""
+    if z is None:
+        require_counts(num_particles=num_particles)
+        return num_particles
+    length, size, z_dim = sizes
+    if z.ndim != 4 or (z.shape[0], z.shape[2], z.shape[3]) != sizes:
+        raise ValueError(
+            f"z must have shape (T, K, B, Z) = ({length}, K, {size}, {z_dim}), got "
+            f"{tuple(z.shape)}"
+        )
+    if not z.shape[1]:
+        raise ValueError("z must hold at least one particle, got K = 0")
+    return z.shape[1]
 
 
 class _Piece(NamedTuple):
@@ -323,9 +332,7 @@ def _faster(x: Tensor, particles: int) -> Any:
     return products.Faster() if many and not plain else nullcontext()
 
 
-def _chooser(
-    select: Select | None, mask: Tensor, of_f: tuple[Tensor | float, Tensor | float]
-) -> _Chooser | None:
+def _chooser(select: Select | None, mask: Tensor, shared: _Shared) -> _Chooser | None:
     if select is None:
         return None
 
@@ -334,7 +341,8 @@ def _chooser(
             return None  # nobody goes on
         with torch.no_grad():
             if t == 0:
-                log_prior, log_proposal = log_prior + of_f[0], log_proposal + of_f[1]
+                log_prior = log_prior + shared.log_prior
+                log_proposal = log_proposal + shared.log_proposal
             terms = (log_prior, log_emission, log_proposal)
             return select(t, *(torch.where(mask[:, t], term, 0.0) for term in terms))
 

@@ -58,7 +58,7 @@ class SequenceModel(nn.Module, ABC):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if f_dim and not z_dim:
-            raise ValueError(f"z_dim must be at least 1 beside a shared f (f_dim {f_dim}), got 0")
+            raise ValueError(f"z_dim must be at least 1 with a shared f (f_dim {f_dim}), got 0")
         self.x_dim, self.z_dim, self.f_dim = x_dim, z_dim, f_dim
         scored, read = width("x_dim", decoder), width("in_dim", encode_x)
         agree("x", model=x_dim, decoder=scored, encode_x=read)
@@ -83,7 +83,7 @@ class SequenceModel(nn.Module, ABC):
         """The next state; every tensor of it has the leading dimensions of the old one."""
 
     def require_guide(self, guide: Any) -> None:
-        """That a guide was built for this very model, whose functions it has borrowed.
+        """Refuse a guide that was built for another model, whose functions it has borrowed.
 
         Raises:
             ValueError: a guide of another model; both are named with their sizes.
@@ -187,22 +187,30 @@ class SequenceModel(nn.Module, ABC):
         recompute: int | None = None,
         compile: bool = False,
     ) -> StepDensities:
-        """The same joint density with time as a batch dimension; see :func:`~.rollout.rollout`.
+        """The joint density of model and guide, with time as a batch dimension.
 
         Args:
             guide: draws the latents, its recurrence run once.
             x: ``(B, T, X)``.
             mask: ``(B, T)`` bool, a prefix, or None.
             num_particles: K draws a sequence.
-            z: latents ``(T, K, B, Z)`` to score instead of drawing them.
-            f: with them, the latents ``(K, B, F)`` of a model that has such.
-            select: says after each step which particles go on; see :data:`~.rollout.Select`.
-            start: the state before step 1, tensors ``(K, B, ...)``, of a series that goes on.
-            recompute: steps between the states kept for the backward pass; None keeps all.
-            compile: run compiled chunks of the recurrence: worth it where steps are small.
+            z: latents ``(T, K, B, Z)`` to score, or None to draw them; draws consume the random
+                numbers that the guide's own loop would.
+            f: ``(K, B, F)``, given with ``z`` where the model has a latent that all steps share.
+            select: called after each step, returns the particles that go on; see
+                :data:`~pyro_avrnn.rollout.Select`. Row t of the result holds them as they were.
+            start: the state before step 1, tensors ``(K, B, ...)``, of a series that goes on; a
+                latent that all steps share is in it, and was counted before.
+            recompute: steps between the states that are kept for the backward pass, which
+                computes everything between them a second time; None keeps it all.
+            compile: run compiled chunks of the recurrence; it pays where steps are small.
 
         Returns:
             Densities, draws, states and distributions, shapes ``(T, K, B, ...)``.
+
+        Raises:
+            NotImplementedError: a guide with parameters to learn that is not reparameterised.
+            ValueError: a number below 1, a guide of another model, or a tensor of another shape.
         """
         self.require_guide(guide)
         x, mask = self.check(x, mask)

@@ -16,7 +16,7 @@ from torch import Tensor
 from inference.adversarial import Adversarial, closed_forms
 from inference.divergences import spectral, wasserstein
 from inference.information import RateSplit, rate_split
-from inference.objectives import RegularisedELBO
+from inference.objectives import ELBO
 from inference.schedules import Ramp, Schedule
 from inference.training import fit
 from pyro_avrnn import recipes
@@ -30,7 +30,6 @@ def train(
     recipe: Recipe,
     data: Data,
     *,
-    view: str,
     weight: float | Schedule,
     steps: int,
     batch_size: int,
@@ -43,7 +42,6 @@ def train(
         module.to(torch.float32)
     adversarial = Adversarial(
         recipe.critic,
-        view=view,
         divergence=wasserstein(spectral()),
         optim=torch.optim.Adam(recipe.critic.parameters(), lr=5e-3, betas=(0.5, 0.9)),
         critic_steps=3,
@@ -51,7 +49,7 @@ def train(
         standardise=standardise,
     )
     regularised = weight != 0.0
-    objective = RegularisedELBO([adversarial] if regularised else [], kl_weight=0.0)
+    objective = ELBO(penalties=[adversarial] if regularised else [], kl_weight=0.0)
     order = torch.randperm(len(data[0])).split(batch_size)
     fit(
         SVI(recipe.model, recipe.guide, pyro.optim.Adam({"lr": lr}), objective),
@@ -84,13 +82,12 @@ def test_a_joint_critic_collapses_a_vrnn_of_vowels(weight: float) -> None:
         critic="feedforward",
         critic_dim=32,
         lipschitz="z",
-        activation="groupsort",
+        critic_activation="groupsort",
         min_scale=0.1,
     )
     train(
         recipe,
         (data.train.x[:, :12], data.train.mask[:, :12]),
-        view="joint",
         weight=weight,
         steps=300,
         batch_size=48,
@@ -135,14 +132,13 @@ def outcome(view: str | None) -> Outcome:
         critic="feedforward",
         critic_dim=32,
         lipschitz="z",
-        activation="groupsort",
+        critic_activation="groupsort",
         min_scale=FLOOR,
     )
     pyro.clear_param_store()
     train(
         recipe,
         (x, mask),
-        view=view or "joint",
         weight=late if view else 0.0,
         steps=300,
         batch_size=128,

@@ -19,7 +19,6 @@ from inference import (
     ELBO,
     FIVO,
     Adversarial,
-    RegularisedELBO,
     fit,
     spectral,
     wasserstein,
@@ -90,7 +89,7 @@ def with_a_critic(call: dict[str, str]) -> Recipe:
         critic="feedforward",
         critic_dim=8,
         lipschitz="z",
-        activation="groupsort",
+        critic_activation="groupsort",
         **given,
     )
 
@@ -100,11 +99,9 @@ def test_an_adversarial_training_learns(case: str) -> None:
     recipe = with_a_critic(COVER[case])
     assert recipe.critic is not None
     before = {name: p.clone() for name, p in recipe.critic.named_parameters()}
-    adversarial = Adversarial(
-        recipe.critic, view="conditional", divergence=wasserstein(spectral()), weight=0.1
-    )
+    adversarial = Adversarial(recipe.critic, divergence=wasserstein(spectral()), weight=0.1)
     # a critic of z_t does not price a latent that all steps share
-    loss = RegularisedELBO([adversarial], kl_weight=0.1 if recipe.model.f_dim else 0.0)
+    loss = ELBO(penalties=[adversarial], kl_weight=0.1 if recipe.model.f_dim else 0.0)
     found = gain(recipe, loss, (adversarial.update,))
     print(f"{case}: {found:.3f}")
     assert found > 0.02

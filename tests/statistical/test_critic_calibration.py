@@ -80,7 +80,12 @@ def trained(
     torch.manual_seed(seed)
     sees_h = view != "marginal"
     critic = FeedForwardCritic(
-        16 if case is shift else 1, int(sees_h), WIDTH, activation=activation, lipschitz=lipschitz
+        16 if case is shift else 1,
+        int(sees_h),
+        WIDTH,
+        view=view,
+        activation=activation,
+        lipschitz=lipschitz,
     ).to(torch.float32)
     parameters = critic.parameters()
     optim = (
@@ -88,7 +93,7 @@ def trained(
         if rmsprop
         else torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.9))
     )
-    adversarial = Adversarial(critic, view=view, divergence=wasserstein(constraint), optim=optim)
+    adversarial = Adversarial(critic, divergence=wasserstein(constraint), optim=optim)
     decay = torch.optim.lr_scheduler.LinearLR(
         optim, 1.0, 1.0 if rmsprop else 0.02, total_iters=max(steps, 1)
     )
@@ -106,7 +111,8 @@ def calibrated(distance: float, truth: float, within: float) -> bool:
 
 def test_the_closed_form_knows_the_shift() -> None:
     # W2 between normals of one covariance is the shift itself, and the KL half its square
-    adversarial = Adversarial(FeedForwardCritic(16, 0, WIDTH).to(torch.float32), view="marginal")
+    critic = FeedForwardCritic(16, 0, WIDTH, view="marginal").to(torch.float32)
+    adversarial = Adversarial(critic)
     metrics = adversarial.improve(shift(4))
     assert metrics["closed_form_w2"] == pytest.approx(1.0, abs=1e-6)
     assert metrics["closed_form_kl"] == pytest.approx(0.5, abs=1e-6)

@@ -14,11 +14,12 @@ from numpy import ndarray
 from torch import Tensor
 
 from inference import elbo, fivo, iwae, particle_filter
-from inference.particles import CRITERIA, RESAMPLERS, Selection, multinomial, stretches, systematic
+from inference.bounds import stretches
+from inference.densities import StepDensities
+from inference.resampling import CRITERIA, RESAMPLERS, Selection, multinomial, systematic
 from inference.weights import log_mean_exp
 from pyro_avrnn import recipes
 from pyro_avrnn.models import LGSSM, ExactFilter, ExactSmoother, LGSSMState
-from inference.densities import StepDensities
 from tests.reference import kalman
 from tests.unit.table import observations, prefix_mask
 

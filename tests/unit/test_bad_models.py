@@ -226,7 +226,7 @@ SAVED: dict[str, Callable[[], Recipe]] = {
     "avrnn": RECIPES["avrnn"],
     "avrnn-joint": lambda: RECIPES["avrnn"](view="joint", guide="filtering"),
     "avrnn-feedforward": lambda: RECIPES["avrnn"](
-        view="trajectory", critic="feedforward", window=2, activation="groupsort"
+        view="trajectory", critic="feedforward", window=2, critic_activation="groupsort"
     ),
     "avrnn-spectral": lambda: RECIPES["avrnn"](critic="feedforward", lipschitz="z"),
 }
@@ -312,7 +312,14 @@ def without_a_recipe(path: Path) -> None:
 
 
 def of_an_unknown_recipe(path: Path) -> None:
-    torch.save({"recipe": {"recipe": "nonesuch"}, "model": {}, "guide": {}}, path)
+    content = {"recipe": {"recipe": "nonesuch"}, "model": {}, "guide": {}}
+    torch.save(content | {"format": "pyro-avrnn parameters 2"}, path)
+
+
+def of_version_01(path: Path) -> None:
+    recipe = recipes.vrnn(X, Z, H)
+    content = {"model": recipe.model.state_dict(), "guide": recipe.guide.state_dict()}
+    torch.save(content | {"recipe": recipe.config}, path)
 
 
 def of_another_size(path: Path) -> None:
@@ -337,6 +344,7 @@ def code_saved_by_torch(path: Path) -> None:
         without_a_recipe,
         of_an_unknown_recipe,
         of_another_size,
+        of_version_01,
         pickled_code,
         code_saved_by_torch,
     ],
@@ -344,7 +352,9 @@ def code_saved_by_torch(path: Path) -> None:
 def test_loading_a_file_of_another_kind(write: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     write(path)
-    with pytest.raises(ValueError, match="is not a parameter file of this library, or is damaged"):
+    with pytest.raises(
+        ValueError, match="is not a parameter file of this version of pyro-avrnn, or"
+    ):
         recipes.load(path)
     assert not (tmp_path / "executed").exists()
 

@@ -11,7 +11,6 @@ from inference import (
     FIVO,
     Adversarial,
     Alternating,
-    RegularisedELBO,
     calibrate,
     evaluate,
     particle_filter,
@@ -56,17 +55,17 @@ def test_a_global_guide_takes_a_local_one_of_its_own_model() -> None:
 def test_a_critic_alone_does_not_price_a_shared_latent() -> None:
     r = recipes.avrnn(X, Z, H, base="dsae", critic_dim=4)
     assert r.critic is not None
-    critic = Adversarial(r.critic, view="conditional", divergence=wasserstein(gradient_penalty()))
+    critic = Adversarial(r.critic, divergence=wasserstein(gradient_penalty()))
     x = torch.zeros(2, 3, X)
     with pytest.raises(NotImplementedError, match="nothing would price the latent f"):
-        RegularisedELBO([critic], kl_weight=0.0)(r.model, r.guide, x)
-    assert RegularisedELBO([critic], kl_weight=0.1)(r.model, r.guide, x).isfinite()
+        ELBO(penalties=[critic], kl_weight=0.0)(r.model, r.guide, x)
+    assert ELBO(penalties=[critic], kl_weight=0.1)(r.model, r.guide, x).isfinite()
 
 
 def test_the_alternating_schedule_does_not_price_a_shared_latent() -> None:
     r = recipes.avrnn(X, Z, H, base="dsae", critic_dim=4)
     assert r.critic is not None
-    critic = Adversarial(r.critic, view="conditional", divergence=wasserstein(gradient_penalty()))
+    critic = Adversarial(r.critic, divergence=wasserstein(gradient_penalty()))
     alternating = Alternating(critic, r.model.parameters(), r.guide.parameters())
     with pytest.raises(NotImplementedError, match="nothing would price the latent f"):
         alternating.update(r.model, r.guide, torch.zeros(2, 3, X))

@@ -14,10 +14,10 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from inference import ELBO, FIVO, IWAE, particle_filter
+from inference.densities import StepDensities
 from pyro_avrnn import recipes
 from pyro_avrnn.models.dsae import GlobalGuide
 from pyro_avrnn.recipes import Recipe
-from inference.densities import StepDensities
 from pyro_avrnn.testing import check
 from tests.unit.table import (
     ALL,

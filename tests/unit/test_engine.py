@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, fx
 
 from inference import ELBO, FIVO, evaluate, to_arviz
+from inference.densities import StepDensities
 from inference.objectives import Objective
 from pyro_avrnn.engine import batched, capture, compiled, loops, recurrence
 from pyro_avrnn.recipes import Recipe
-from inference.densities import StepDensities
 from tests.unit.table import (
     ALL,
     assert_all_close,
@@ -120,9 +120,9 @@ def test_filters_and_segments_of_the_fast_path_are_those_of_the_loop(case: str) 
     x = observations(recipe, 2, LENGTH)
     looped = bounded(recipe, x, NEVER, filtered())
     assert_all_close(bounded(recipe, x, ALWAYS, filtered()), looped)
-    assert_all_close(bounded(recipe, x, ALWAYS, filtered(segment=2)), looped)
+    assert_all_close(bounded(recipe, x, ALWAYS, filtered(recompute=2)), looped)
     looped = bounded(recipe, x, NEVER, ELBO(num_particles=3))
-    assert_all_close(bounded(recipe, x, ALWAYS, ELBO(num_particles=3, segment=2)), looped)
+    assert_all_close(bounded(recipe, x, ALWAYS, ELBO(num_particles=3, recompute=2)), looped)
     assert_captured(recipe)
 
 
@@ -306,34 +306,34 @@ def test_segments_keep_less_and_give_the_same(least: int) -> None:
     recipe = build("vrnn", h_dim=16)
     x = observations(recipe, 2, 400)
 
-    def kept(segment: int | None) -> int:
+    def kept(recompute: int | None) -> int:
         with captured_from(least):
             rollout = recipe.model.rollout
-            return kept_bytes(lambda: rollout(recipe.guide, x, None, 2, segment=segment))
+            return kept_bytes(lambda: rollout(recipe.guide, x, None, 2, recompute=recompute))
 
     kept(None)  # a capture keeps nothing of what it tries, but is not to be counted either
     assert kept(20) * 4 < kept(None)
-    whole, cut = (rolled(recipe, x, least, segment=s, num_particles=2) for s in (None, 20))
+    whole, cut = (rolled(recipe, x, least, recompute=s, num_particles=2) for s in (None, 20))
     assert_all_close(cut, whole)
 
 
-@pytest.mark.parametrize("segment", [1, 2, 5, 99])
+@pytest.mark.parametrize("recompute", [1, 2, 5, 99])
 @pytest.mark.parametrize("case", ["vrnn-conditional-residual", "dsae-flow-flow", "rnn-lstm"])
-def test_segments_of_any_length(case: str, segment: int) -> None:
+def test_segments_of_any_length(case: str, recompute: int) -> None:
     recipe = ALL[case]()
     x = observations(recipe, 2, LENGTH)
     whole = rolled(recipe, x, NEVER)
-    assert_all_close(rolled(recipe, x, NEVER, segment=segment), whole)
+    assert_all_close(rolled(recipe, x, NEVER, recompute=recompute), whole)
 
 
 def test_segments_keep_the_normals_and_no_emission() -> None:
     recipe = build("vrnn")
-    whole, cut = (seeded_rollout(recipe, segment=segment) for segment in (None, 2))
+    whole, cut = (seeded_rollout(recipe, recompute=recompute) for recompute in (None, 2))
     for one, other in ((cut.prior, whole.prior), (cut.proposal, whole.proposal)):
         assert_close(one.mean, other.mean)
         assert_close(one.stddev, other.stddev)
     assert cut.emission is None
-    flows = seeded_rollout(build("vrnn", prior="flow", guide="flow"), segment=2)
+    flows = seeded_rollout(build("vrnn", prior="flow", guide="flow"), recompute=2)
     assert flows.emission is None and flows.prior is None and flows.proposal is None
 
 
@@ -350,7 +350,7 @@ def test_segments_are_evaluated_and_arviz_says_what_it_needs(
     recipe = build("vrnn") if family == "normal" else build("vrnn", prior="flow", guide="flow")
     x, mask = observations(recipe, 2, LENGTH), prefix_mask((LENGTH, 3))
     whole = evaluate(recipe.model, recipe.guide, x, mask, num_particles=25).as_dict()
-    rollout = partial(recipe.model.rollout, segment=2)
+    rollout = partial(recipe.model.rollout, recompute=2)
     monkeypatch.setattr(recipe.model, "rollout", rollout)
     cut = evaluate(recipe.model, recipe.guide, x, mask, num_particles=25).as_dict()
     assert {k: v is None for k, v in cut.items()} == {k: v is None for k, v in whole.items()}
@@ -360,14 +360,14 @@ def test_segments_are_evaluated_and_arviz_says_what_it_needs(
         to_arviz(recipe.model, recipe.guide, x[0], draws=3)
 
 
-@pytest.mark.parametrize("segment", [0, -3])
-def test_a_segment_has_a_step(segment: int) -> None:
+@pytest.mark.parametrize("recompute", [0, -3])
+def test_a_segment_has_a_step(recompute: int) -> None:
     recipe = build("vrnn")
-    sentence = f"segment must be at least 1 step, got {segment}"
+    sentence = f"recompute must be at least 1, got {recompute}"
     with pytest.raises(ValueError, match=sentence):
-        recipe.model.rollout(recipe.guide, observations(recipe, 2, 3), segment=segment)
+        recipe.model.rollout(recipe.guide, observations(recipe, 2, 3), recompute=recompute)
     with pytest.raises(ValueError, match=sentence):
-        ELBO(segment=segment)
+        ELBO(recompute=recompute)
 
 
 # ---- a series that goes on ----
@@ -380,11 +380,11 @@ def after(recipe: Recipe, d: StepDensities) -> Any:
 
 
 @pytest.mark.parametrize("least", [NEVER, ALWAYS], ids=["loop", "fast path"])
-@pytest.mark.parametrize("segment", [None, 2])
+@pytest.mark.parametrize("recompute", [None, 2])
 @pytest.mark.parametrize("model", ["vrnn", "storn", "dmm", "rnn"])
-def test_two_halves_are_the_whole(model: str, segment: int | None, least: int) -> None:
+def test_two_halves_are_the_whole(model: str, recompute: int | None, least: int) -> None:
     recipe = build(model) if model == "rnn" else build(model, guide="filtering")
-    x, options = observations(recipe, 2, LENGTH), {"num_particles": 3, "segment": segment}
+    x, options = observations(recipe, 2, LENGTH), {"num_particles": 3, "recompute": recompute}
     with captured_from(least):
         torch.manual_seed(3)
         whole = recipe.model.rollout(recipe.guide, x, **options)

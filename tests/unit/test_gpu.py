@@ -6,10 +6,11 @@ import torch
 from pyro.infer import SVI
 
 from inference import (
+    ELBO,
     FIVO,
     IWAE,
     Adversarial,
-    RegularisedELBO,
+    Validation,
     evaluate,
     fit,
     gradient_penalty,
@@ -53,17 +54,16 @@ def test_adversarial_training_and_diagnostics_run_on_the_gpu(view: str) -> None:
     assert r.critic is not None
     for module in (r.model, r.guide, r.critic):
         module.cuda()
-    adversarial = Adversarial(r.critic, view=view, divergence=wasserstein(gradient_penalty()))
+    adversarial = Adversarial(r.critic, divergence=wasserstein(gradient_penalty()))
     x = torch.randn(8, 5, 3, device="cuda")
     mask = torch.ones(8, 5, dtype=torch.bool, device="cuda")
-    svi = SVI(r.model, r.guide, pyro.optim.Adam({"lr": 1e-3}), RegularisedELBO([adversarial]))
+    svi = SVI(r.model, r.guide, pyro.optim.Adam({"lr": 1e-3}), ELBO(penalties=[adversarial]))
     history = fit(
         svi,
         [(x, mask)],
         steps=4,
         hooks=[adversarial.update],
-        validation=(x, mask),
-        validate_every=2,
+        validation=Validation((x, mask), every=2),
         seed=0,
         progress=False,
     )

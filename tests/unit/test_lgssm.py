@@ -13,10 +13,10 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
+from inference.densities import StepDensities
 from pyro_avrnn import recipes
 from pyro_avrnn.models import LGSSM, ExactFilter, ExactSmoother, LGSSMState
 from pyro_avrnn.recipes import Recipe
-from inference.densities import StepDensities
 from pyro_avrnn.sequence import SequenceGuide
 from tests.reference import dense_gaussian, kalman
 from tests.unit.table import assert_all_close, assert_close, gradients, prefix_mask

@@ -18,6 +18,7 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from inference import particle_filter
+from inference.densities import StepDensities
 from pyro_avrnn import guides, models, recipes
 from pyro_avrnn.emissions import NormalEmission
 from pyro_avrnn.guides import GUIDES, FilteringGuide, NoLatents
@@ -25,7 +26,6 @@ from pyro_avrnn.models import DMM, DSAE, RNN, SRNN, STORN, VAE, VRNN, GlobalGuid
 from pyro_avrnn.networks import CELLS, GRU, MLP, RecurrentEncoder
 from pyro_avrnn.priors import ConditionalNormal, FlowPrior, GatedNormal, MixturePrior
 from pyro_avrnn.recipes import OF_DSAE, Recipe
-from inference.densities import StepDensities
 from pyro_avrnn.sequence import SequenceModel
 from tests.unit.table import (
     LATENT,

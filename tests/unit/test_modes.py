@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from inference import ELBO, FIVO, NonFiniteLossError, evaluate, fit, seeded
+from inference import ELBO, FIVO, NonFiniteLossError, Validation, evaluate, fit, seeded
 from pyro_avrnn import recipes
 from pyro_avrnn.networks import MLP
 from pyro_avrnn.recipes import Recipe
@@ -83,7 +83,9 @@ def modes(recipe: Recipe) -> list[bool]:
 
 def trained(recipe: Recipe, loss: Any = None, **options: Any) -> Any:
     svi = SVI(recipe.model, recipe.guide, pyro.optim.Adam({"lr": 1e-2}), loss or ELBO())
-    options = {"steps": 4, "validate_every": 2, "seed": 0, "progress": False} | options
+    options = {"steps": 4, "seed": 0, "progress": False} | options
+    if "validation" in options:
+        options["validation"] = Validation(options["validation"], every=2)
     return fit(svi, [batch()], **options)
 
 

@@ -29,7 +29,7 @@ def test_every_hidden_layer_has_the_activation_asked_for(name: str, emission: st
         recipes.rnn(X, H, emission, activation=name),
         recipes.vrnn(X, Z, H, emission, activation=name),
         recipes.vrnn(X, Z, H, emission, guide="residual", activation=name),
-        recipes.avrnn(X, Z, H, emission, hidden_activation=name),
+        recipes.avrnn(X, Z, H, emission, activation=name),
     )
     for r in made:
         found = [

@@ -14,13 +14,13 @@ import torch
 from pyro.infer import SVI, RenyiELBO
 from torch import Tensor, nn
 
-from inference import ELBO, FIVO, IWAE, Clock, Ramp, RegularisedELBO
+from inference import ELBO, FIVO, IWAE, Clock, Ramp
+from inference.densities import StepDensities
 from inference.particles import Bootstrap
 from pyro_avrnn import recipes
 from pyro_avrnn.guides import FilteringGuide
 from pyro_avrnn.models.lgssm import LGSSM, ExactSmoother, LGSSMState
 from pyro_avrnn.recipes import Recipe
-from inference.densities import StepDensities
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 from tests.unit.table import (
     CASES,
@@ -203,7 +203,7 @@ def test_no_free_bits_are_the_elbo_and_very_many_leave_the_reconstruction() -> N
         assert_all_close(found, wanted)
 
 
-@pytest.mark.parametrize("loss", [ELBO, RegularisedELBO, IWAE])
+@pytest.mark.parametrize("loss", [ELBO, IWAE])
 def test_a_kl_weight_of_zero_asks_nothing_of_the_kl(loss: Callable[..., Any]) -> None:
     recipe = CASES[FILTERING]()
     d = drawn(recipe, 4, *data(recipe))
@@ -248,7 +248,7 @@ def test_a_penalty_adds_its_weight_times_the_frames_times_itself(name: str) -> N
     args = data(recipe)
     value, found = value_and_gradients(recipe, LOSSES[name](), *args)
     reg = Distance(weight=0.4)
-    loss = LOSSES[name](regularisers=[reg])
+    loss = LOSSES[name](penalties=[reg])
     total, total_gradients = value_and_gradients(recipe, loss, *args)
     torch.manual_seed(7)
     loss(recipe.model, recipe.guide, *args)  # once more, for the penalty's own gradients
@@ -264,7 +264,7 @@ def test_penalties_have_weights_of_their_own_on_the_objectives_clock() -> None:
     recipe = CASES[FILTERING]()
     args = data(recipe)
     two = [Distance(0.25, "first"), Distance(Ramp(0.0, 2.0), "second")]
-    loss = IWAE(regularisers=two, clock=Clock(total=4, calls=1))
+    loss = IWAE(penalties=two, clock=Clock(total=4, calls=1))
     value, _ = value_and_gradients(recipe, loss, *args)
     expected, _ = value_and_gradients(recipe, IWAE(), *args)
     assert (loss.terms["first_weight"], loss.terms["second_weight"]) == (0.25, 0.5)
@@ -272,16 +272,16 @@ def test_penalties_have_weights_of_their_own_on_the_objectives_clock() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"kl_weight": 0.3, "analytic_kl": True}])
-def test_the_regularised_elbo_is_the_elbo_with_regularisers(options: dict[str, Any]) -> None:
+def test_the_regularised_elbo_is_the_elbo_with_penalties(options: dict[str, Any]) -> None:
     recipe = CASES[FILTERING]()
     args = data(recipe)
-    one = RegularisedELBO([Distance(0.4)], num_particles=2, **options)
-    other = ELBO(regularisers=[Distance(0.4)], num_particles=2, **options)
+    one = ELBO(penalties=[Distance(0.4)], num_particles=2, **options)
+    other = ELBO(penalties=[Distance(0.4)], num_particles=2, **options)
     value, found = value_and_gradients(recipe, one, *args)
     expected, wanted = value_and_gradients(recipe, other, *args)
     assert torch.equal(value, expected) and identical(found, wanted)
     assert one.terms == other.terms and isinstance(one, ELBO)
-    assert RegularisedELBO().regularisers == ()
+    assert ELBO().penalties == ()
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -303,7 +303,7 @@ def test_terms_are_nats_a_frame_of_what_the_loss_was_made_of(name: str) -> None:
     recipe = CASES[FILTERING]()
     x, mask = data(recipe)
     reg = Distance(weight=0.4)
-    objective = LOSSES[name](regularisers=[reg], clock=Clock(calls=5))
+    objective = LOSSES[name](penalties=[reg], clock=Clock(calls=5))
     torch.manual_seed(7)
     loss = objective(recipe.model, recipe.guide, x, mask)
     terms, price, count = objective.terms, 0.4 * sum(LENGTHS), sum(LENGTHS)
@@ -423,7 +423,7 @@ def test_dreg_leaves_a_penaltys_gradient_as_it_is(guide: str) -> None:
     recipe = GUIDES[guide]()
     args = data(recipe)
     without = both(recipe, *args)
-    penalised = both(recipe, *args, regularisers=[Distance(0.4)])
+    penalised = both(recipe, *args, penalties=[Distance(0.4)])
     for name in without[0][1]:
         added = [a[1][name] - b[1][name] for a, b in zip(penalised, without, strict=True)]
         torch.testing.assert_close(*added, rtol=1e-8, atol=1e-10)
@@ -523,14 +523,14 @@ def test_dreg_is_zero_for_every_draw_where_the_guide_is_the_posterior(
 # errors
 
 
-@pytest.mark.parametrize("loss", [ELBO, RegularisedELBO, IWAE, FIVO])
+@pytest.mark.parametrize("loss", [ELBO, IWAE, FIVO])
 @pytest.mark.parametrize("particles", [0, -3])
 def test_too_few_particles_are_refused(loss: Callable[..., Any], particles: int) -> None:
     with pytest.raises(ValueError, match=f"num_particles must be at least 1, got {particles}"):
         loss(num_particles=particles)
 
 
-@pytest.mark.parametrize("loss", [ELBO, RegularisedELBO])
+@pytest.mark.parametrize("loss", [ELBO])
 @pytest.mark.parametrize("bits", [-0.1, math.nan])
 def test_free_bits_below_zero_are_refused(loss: Callable[..., Any], bits: float) -> None:
     with pytest.raises(ValueError, match=f"free_bits must be at least 0 .*, got {bits}"):

@@ -17,7 +17,7 @@ from inference.divergences import (
     spectral,
     wasserstein,
 )
-from inference.objectives import RegularisedELBO
+from inference.objectives import ELBO
 from pyro_avrnn import recipes
 from pyro_avrnn.critics import FeedForwardCritic, LSTMCritic
 from pyro_avrnn.recipes import Recipe
@@ -33,7 +33,7 @@ CRITICS: dict[str, tuple[Callable[[], Constraint], dict[str, str]]] = {
     "feedforward-spectral": (spectral, {"critic": "feedforward", "lipschitz": "z"}),
     "feedforward-spectral-all": (
         spectral,
-        {"critic": "feedforward", "lipschitz": "all", "activation": "groupsort"},
+        {"critic": "feedforward", "lipschitz": "all", "critic_activation": "groupsort"},
     ),
 }
 CASES = [(critic, view) for critic in CRITICS for view in ("conditional", "joint", "trajectory")]
@@ -44,7 +44,7 @@ def build(critic: str, view: str = "conditional", steps: int = 2) -> tuple[Recip
     recipe = recipes.avrnn(X, Z, H, view=view, critic_dim=8, window=2, **arguments)
     assert recipe.critic is not None
     adversarial = Adversarial(
-        recipe.critic, view=view, divergence=wasserstein(constraint()), critic_steps=steps
+        recipe.critic, divergence=wasserstein(constraint()), critic_steps=steps
     )
     return recipe, adversarial
 
@@ -131,7 +131,7 @@ def test_an_svi_step_leaves_the_critic_as_it_is_buffers_included(critic: str, vi
     adversarial.update(recipe.model, recipe.guide, *data())
     assert recipe.critic.training
     before, moved = snapshot(recipe.critic), Moved(recipe)
-    objective = RegularisedELBO([adversarial])
+    objective = ELBO(penalties=[adversarial])
     SVI(recipe.model, recipe.guide, pyro.optim.Adam({"lr": 1e-3}), objective).step(*data())
     assert identical(before, recipe.critic)
     assert recipe.critic.training
@@ -149,7 +149,7 @@ def test_a_forward_pass_in_training_mode_would_move_the_buffers() -> None:
 
 def reconstruction_step(recipe: Recipe) -> set[str]:
     moved = Moved(recipe)
-    objective = RegularisedELBO(kl_weight=0.0)
+    objective = ELBO(kl_weight=0.0)
     SVI(recipe.model, recipe.guide, pyro.optim.Adam({"lr": 1e-3}), objective).step(*data())
     return moved.parts()
 
@@ -175,9 +175,7 @@ def test_the_adversarial_step_moves_exactly_prior_and_guide(
 ) -> None:
     recipe = recipes.avrnn(X, Z, H, guide=guide, view=view, critic_dim=8)
     assert recipe.critic is not None
-    adversarial = Adversarial(
-        recipe.critic, view=view, divergence=wasserstein(clip()), critic_steps=0
-    )
+    adversarial = Adversarial(recipe.critic, divergence=wasserstein(clip()), critic_steps=0)
     alternating = Alternating(
         adversarial,
         recipe.model.prior.parameters(),
@@ -263,11 +261,14 @@ def test_the_gradient_penalty_differentiates_an_lstm_twice(on: str, own_paths: b
 
 
 def test_spectral_needs_a_critic_that_is_normalised() -> None:
-    for critic in (FeedForwardCritic(Z, H, 8), LSTMCritic(Z, H, 8)):
+    for kind in (FeedForwardCritic, LSTMCritic):
         with pytest.raises(ValueError, match="lipschitz='z' or 'all'"):
-            Adversarial(critic, divergence=wasserstein(spectral()))
+            Adversarial(kind(Z, H, 8, view="conditional"), divergence=wasserstein(spectral()))
 
 
-def test_an_unknown_view_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=f"{', '.join(VIEWS)}, got 'everything'"):
-        Adversarial(FeedForwardCritic(Z, H, 8), view="everything")
+@pytest.mark.parametrize("view", ["everything", None])
+def test_a_critic_of_no_known_view_lists_the_known(view: str | None) -> None:
+    with pytest.raises(
+        ValueError, match=f"one of {', '.join(VIEWS)} or a function, .* is {view!r}"
+    ):
+        Adversarial(FeedForwardCritic(Z, H, 8, view=view))

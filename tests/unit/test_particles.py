@@ -20,7 +20,9 @@ from inference import (
     particle_filter,
     seeded,
 )
-from inference.particles import CRITERIA, RESAMPLERS, Filtered, Resampler, multinomial, stretches
+from inference.bounds import stretches
+from inference.particles import Filtered
+from inference.resampling import CRITERIA, RESAMPLERS, Resampler, multinomial
 from inference.weights import log_mean_exp
 from pyro_avrnn.models import LGSSM, ExactFilter, LGSSMState
 from pyro_avrnn.recipes import Recipe
@@ -581,8 +583,12 @@ def test_without_a_models_own_check_data_and_mask_are_looked_at() -> None:
     with seeded(0):
         assert torch.equal(particle_filter(bare, guide, dirty, mask).log_evidence, expected)
     holes = torch.tensor([[True, False, True, True], [True] * 4])
-    for wrong, says in ((holes, "prefix"), (mask[:, :3], "shape"), (mask.int(), "bool")):
-        with pytest.raises(ValueError, match=says):
+    for wrong, kind, says in (
+        (holes, ValueError, "prefix"),
+        (mask[:, :3], ValueError, "shape"),
+        (mask.int(), TypeError, "bool"),
+    ):
+        with pytest.raises(kind, match=says):
             particle_filter(bare, guide, x, wrong)
     with pytest.raises(ValueError, match="x must have shape"):
         particle_filter(bare, guide, x[0])

@@ -19,10 +19,12 @@ from inference import (
     ELBO,
     Adversarial,
     Alternating,
+    Checkpointing,
     DegenerateWeightsError,
     NonFiniteLossError,
     Ramp,
-    RegularisedELBO,
+    Records,
+    Validation,
     fit,
     seeded,
     spectral,
@@ -57,11 +59,18 @@ def sequences() -> Batches:
     return Batches(Sequences(x * mask[..., None], mask, names), batch_size=2)
 
 
+RECORDS = Records(every=1)
+
+
 def scheduled_vrnn() -> Run:
     recipe = recipes.vrnn(X_DIM, Z_DIM, H_DIM)
     optim = pyro.optim.AdamW({"lr": 1e-2, "weight_decay": 0.1})
     loss = ELBO(kl_weight=Ramp(0, 1), num_particles=2)
-    options = {"lr_schedule": Ramp(1.0, 0.1), "clip_norm": 1.0, "validation": data()}
+    options = {
+        "lr_schedule": Ramp(1.0, 0.1),
+        "clip_norm": 1.0,
+        "validation": Validation(data(), every=3),
+    }
     return Run(SVI(recipe.model, recipe.guide, optim, loss), sequences(), options)
 
 
@@ -72,7 +81,11 @@ def stepped_vrnn(kind: str = "ExponentialLR", **arguments: Any) -> Run:
         {"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-2}, **arguments}
     )
     loss = Trace_ELBO()
-    return Run(SVI(recipe.model, recipe.guide, optim, loss), sequences(), {"validation": data()})
+    return Run(
+        SVI(recipe.model, recipe.guide, optim, loss),
+        sequences(),
+        {"validation": Validation(data(), every=3)},
+    )
 
 
 def milestones_vrnn() -> Run:
@@ -90,9 +103,13 @@ def adversary(critic_dim: int = 4) -> tuple[Any, Adversarial]:
 
 def critic_between_steps(critic_dim: int = 4) -> Run:
     recipe, adversarial = adversary(critic_dim)
-    loss = RegularisedELBO(regularisers=[adversarial])
+    loss = ELBO(penalties=[adversarial])
     svi = SVI(recipe.model, recipe.guide, pyro.optim.Adam(ADAM), loss)
-    options = {"hooks": [adversarial.update], "keep": [recipe.critic], "validation": data()}
+    options = {
+        "hooks": [adversarial.update],
+        "keep": [recipe.critic],
+        "validation": Validation(data(), every=3),
+    }
     return Run(svi, sequences(), options)
 
 
@@ -101,9 +118,13 @@ def alternating() -> Run:
     hook = Alternating(
         adversarial, recipe.model.prior.parameters(), recipe.guide.parameters(), lr=1e-3
     )
-    loss = RegularisedELBO(kl_weight=0.0)
+    loss = ELBO(kl_weight=0.0)
     svi = SVI(recipe.model, recipe.guide, pyro.optim.Adam(ADAM), loss)
-    options = {"hooks": [hook.update], "keep": [recipe.critic], "validation": data()}
+    options = {
+        "hooks": [hook.update],
+        "keep": [recipe.critic],
+        "validation": Validation(data(), every=3),
+    }
     return Run(svi, sequences(), options)
 
 
@@ -129,7 +150,7 @@ def plain_functions() -> Run:
     x, _ = data()
     svi = SVI(plain_model, plain_guide, pyro.optim.Adam(ADAM), Trace_ELBO())
     loader = DataLoader(x, batch_size=2, shuffle=True)  # in an order from the global generator
-    return Run(svi, loader, {"validation": (x,), "num_particles": 4})
+    return Run(svi, loader, {"validation": Validation((x,), every=3, num_particles=4)})
 
 
 def without_seed() -> Run:
@@ -195,14 +216,22 @@ class Outcome(NamedTuple):
     checkpoint: dict[str, Any]  # the run's last state
 
 
-def process(case: Callable[[], Run], path: Path | None, new: bool = False, **more: Any) -> Outcome:
+def process(
+    case: Callable[[], Run],
+    path: Path | None,
+    new: bool = False,
+    resume: bool = False,
+    every: int = 3,
+    **more: Any,
+) -> Outcome:
     """``fit`` where the store is empty; with ``new``, initial values and draws are others too."""
     pyro.clear_param_store()
     with seeded(5 if new else 4):
         run = case()
     torch.manual_seed(8 if new else 7)
-    options = {"steps": STEPS, "seed": 0, "validate_every": 3, "log_every": 1, "progress": False}
-    options |= run.options | {"checkpoint": path} | more
+    options: dict[str, Any] = {"steps": STEPS, "seed": 0, "records": RECORDS, "progress": False}
+    checkpoint = None if path is None else Checkpointing(path, every, resume)
+    options |= run.options | {"checkpoint": checkpoint} | more
     history = fit(run.svi, run.batches, **options)
     in_place = {name: p.detach() for name, p in pyro.get_param_store().named_parameters()}
     further = [getattr(run.svi.model, "__self__", None), *options.get("keep", ())]
@@ -268,7 +297,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 def test_checkpoints_may_fall_on_any_step(step: int, tmp_path: Path) -> None:
     whole = process(scheduled_vrnn, tmp_path / "whole.pt")
-    found = resumed(scheduled_vrnn, tmp_path / "parts.pt", step, checkpoint_every=1)
+    found = resumed(scheduled_vrnn, tmp_path / "parts.pt", step, every=1)
     assert not compared(whole, found)
 
 
@@ -307,7 +336,7 @@ def test_the_comparison_sees_a_part_of_the_checkpoint_changed(
 ) -> None:
     whole, path = process(scheduled_vrnn, tmp_path / "whole.pt"), tmp_path / "parts.pt"
     with pytest.raises(KeyboardInterrupt):
-        process(scheduled_vrnn, path, checkpoint_every=1, progress=interrupt_at(interrupt))
+        process(scheduled_vrnn, path, every=1, progress=interrupt_at(interrupt))
     content = torch.load(path, weights_only=True)
     assert content["clock"] == content["batches"]["position"] == interrupt
     assert any(g is not None for g in content["gradients"].values())
@@ -324,8 +353,8 @@ def test_batches_of_the_same_process_are_found_again_by_their_epoch(tmp_path: Pa
     pyro.clear_param_store()
     with seeded(4):
         run = scheduled_vrnn()
-    options = {"steps": STEPS, "seed": 0, "validate_every": 3, "log_every": 1, **run.options}
-    options |= {"checkpoint": tmp_path / "parts.pt", "resume": True}
+    options = {"steps": STEPS, "seed": 0, "records": RECORDS, **run.options}
+    options |= {"checkpoint": Checkpointing(tmp_path / "parts.pt", every=3, resume=True)}
     for step in (4, 8):  # in pass 1, and 7 is in pass 2
         with pytest.raises(KeyboardInterrupt):
             fit(run.svi, run.batches, progress=interrupt_at(step), **options)
@@ -347,26 +376,19 @@ def test_a_finished_run_returns_at_once(case: Callable[[], Run], tmp_path: Path)
 
 
 def test_patience_goes_on_counting_and_may_be_raised(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"validation": lambda: 0.0, "validate_every": 1, "patience": 4}
+    options: dict[str, Any] = {"validation": Validation(lambda: 0.0, every=1, patience=4)}
     whole = process(scheduled_vrnn, tmp_path / "whole.pt", **options)
     assert (whole.history.best_step, whole.history.steps) == (1, 5)
     found = resumed(scheduled_vrnn, tmp_path / "parts.pt", 3, **options)
     assert not compared(whole, found) and found.history.stopped.startswith("no better bound in 4")
-    more = options | {"patience": 20}
+    more = {"validation": Validation(lambda: 0.0, every=1, patience=20)}
     longer = process(scheduled_vrnn, tmp_path / "parts.pt", new=True, resume=True, **more)
     assert not compared(process(scheduled_vrnn, tmp_path / "whole.pt", **more), longer)
 
 
 def test_files_are_those_of_the_uninterrupted_run(tmp_path: Path) -> None:
-    def files(name: str) -> dict[str, Path]:
-        return {"save_to": tmp_path / f"{name}.best", "metrics": tmp_path / f"{name}.csv"}
-
-    process(scheduled_vrnn, tmp_path / "whole.pt", **files("whole"))
-    resumed(scheduled_vrnn, tmp_path / "parts.pt", 5, **files("parts"))
-    best = [
-        torch.load(tmp_path / f"{name}.best", weights_only=True) for name in ("whole", "parts")
-    ]
-    assert not [*differences(*best)]
+    process(scheduled_vrnn, tmp_path / "whole.pt", records=Records(tmp_path / "whole.csv", 1))
+    resumed(scheduled_vrnn, tmp_path / "parts.pt", 5, records=Records(tmp_path / "parts.csv", 1))
     assert (tmp_path / "whole.csv").read_text() == (tmp_path / "parts.csv").read_text()
     assert not list(tmp_path.glob(".*"))  # no temporary file is left
 
@@ -374,10 +396,6 @@ def test_files_are_those_of_the_uninterrupted_run(tmp_path: Path) -> None:
 def test_where_there_is_no_checkpoint_a_run_starts_anew(tmp_path: Path) -> None:
     whole = process(scheduled_vrnn, tmp_path / "whole.pt")
     assert not compared(whole, process(scheduled_vrnn, tmp_path / "none.pt", resume=True))
-    with pytest.raises(ValueError, match="resume and checkpoint_every need checkpoint"):
-        process(scheduled_vrnn, None, resume=True)
-    with pytest.raises(ValueError, match="checkpoint_every must be at least 1, got 0"):
-        process(scheduled_vrnn, tmp_path / "none.pt", checkpoint_every=0)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(
@@ -498,8 +516,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_way_out(
 ) -> None:
     process(case, tmp_path / "run.pt")
     with pytest.raises(ValueError, match=message):
-        process(other, tmp_path / "run.pt", resume=True, save_to=tmp_path / "best", **options)
-    assert not (tmp_path / "best").exists()
+        process(other, tmp_path / "run.pt", resume=True, **options)
 
 
 def test_fewer_batches_than_the_interrupted_run_had_are_refused(tmp_path: Path) -> None:

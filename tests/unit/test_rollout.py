@@ -12,9 +12,9 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
+from inference.densities import StepDensities
 from pyro_avrnn.models import VRNN
 from pyro_avrnn.recipes import Recipe
-from inference.densities import StepDensities
 from tests.unit.table import (
     CASES,
     PROPOSALS,

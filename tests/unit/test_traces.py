@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inference import ELBO, iwae, step_densities
-from inference.objectives import analytic_kl
+from inference.bounds import analytic_kl
 from inference.protocols import HasRollout
 from pyro_avrnn.recipes import Recipe
 from tests.unit.table import (

@@ -19,20 +19,22 @@ from inference import (
     FIVO,
     IWAE,
     Adversarial,
+    Checkpointing,
     Clock,
     DegenerateWeightsError,
     NonFiniteLossError,
     Ramp,
-    RegularisedELBO,
+    Records,
+    Validation,
     fit,
     iwae,
-    load_parameters,
     seeded,
 )
 from pyro_avrnn import recipes
 from pyro_avrnn.recipes import Recipe
 from tests.unit.table import parameters, prefix_mask
 
+EVERY = Records(every=1)
 LENGTHS = (4, 2, 3)
 X_DIM, Z_DIM, H_DIM = 3, 2, 5
 
@@ -81,7 +83,7 @@ class Peaked:
 def test_the_best_parameters_are_in_place_afterwards() -> None:
     recipe = pair()
     peak = Peaked(recipe, [0.0, 2.0, 1.0, -math.inf])
-    history = train(recipe, steps=8, validation=peak, validate_every=2)
+    history = train(recipe, steps=8, validation=Validation(peak, every=2))
     assert (history.best_step, history.best_bound, history.steps) == (4, 2.0, 8)
     assert history.stopped == "all steps done"
     assert same(copied(recipe), peak.seen[1]) and not same(peak.seen[1], peak.seen[3])
@@ -99,7 +101,7 @@ def test_a_validation_batch_is_scored_by_iwae_with_the_same_draws_every_time() -
     x, mask = batch()
     # a learning rate of 0: the bound must not move
     svi = svi_of(recipe, lr=0.0)
-    history = train(recipe, svi=svi, validation=(x, mask), validate_every=2, num_particles=7)
+    history = train(recipe, svi=svi, validation=Validation((x, mask), 2, num_particles=7))
     with seeded(0), torch.no_grad():
         weight = recipe.model.rollout(recipe.guide, x, mask, num_particles=7).log_weight
     expected = float(iwae(weight).sum()) / sum(LENGTHS)
@@ -110,7 +112,7 @@ def test_a_validation_batch_is_scored_by_iwae_with_the_same_draws_every_time() -
 @pytest.mark.parametrize(("bounds", "steps"), [([1.0, 0.0, 0.0, 2.0], 3), ([0, 1, 2, 3, 4, 5], 6)])
 def test_patience_counts_validations_without_a_better_one(bounds: list[float], steps: int) -> None:
     recipe = pair()
-    history = train(recipe, validation=Peaked(recipe, bounds), validate_every=1, patience=2)
+    history = train(recipe, validation=Validation(Peaked(recipe, bounds), every=1, patience=2))
     assert history.steps == steps
     assert ("no better bound in 2 validations" == history.stopped) == (steps < 6)
 
@@ -121,10 +123,8 @@ def test_metrics_hold_every_term_and_go_to_a_csv_file(tmp_path: Path) -> None:
         recipe,
         ELBO(kl_weight=Ramp(0, 1)),
         hooks=[lambda *_: {"extra": 3.0}],
-        validation=batch(),
-        validate_every=3,
-        log_every=2,
-        metrics=tmp_path / "metrics.csv",
+        validation=Validation(batch(), every=3),
+        records=Records(tmp_path / "metrics.csv", every=2),
     )
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -144,56 +144,17 @@ def test_metrics_hold_every_term_and_go_to_a_csv_file(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))  # no temporary file is left
 
 
-def test_parameters_come_back_from_their_file(tmp_path: Path) -> None:
-    recipe, other = pair(), pair(seed=2)
-    path = tmp_path / "best.pt"
-    train(recipe, validation=batch(), validate_every=2, save_to=path, about={"z_dim": Z_DIM})
-    assert not same(copied(other), copied(recipe))
-    assert load_parameters(path, other.model, other.guide) == {"z_dim": Z_DIM}
-    assert same(copied(other), copied(recipe))
+def test_each_improvement_is_told_with_the_best_parameters_in_place(tmp_path: Path) -> None:
+    recipe, path, calls = pair(), tmp_path / "best.pt", []
 
+    def on_best() -> None:
+        calls.append(copied(recipe))
+        recipes.save(recipe, path)
 
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-class Evil:
-    def __reduce__(self) -> Any:
-        return (print, ("unpickled",))
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        truncated,
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_text("not a file of torch"),
-        lambda path: torch.save([1, 2], path),
-        lambda path: torch.save({"parameters": {}, "about": {}}, path),
-        lambda path: torch.save({"parameters": Evil(), "about": {}}, path),
-    ],
-    ids=["truncated", "empty", "text", "list", "no parameters", "pickled code"],
-)
-def test_a_damaged_or_foreign_file_is_refused(
-    tmp_path: Path, damage: Callable[[Path], Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = pair()
-    path = tmp_path / "best.pt"
-    train(recipe, save_to=path)
-    damage(path)
-    with pytest.raises(ValueError, match=r"best\.pt does not hold parameters of this model"):
-        load_parameters(path, recipe.model, recipe.guide)
-    assert "unpickled" not in capsys.readouterr().out
-
-
-def test_a_file_of_other_modules_or_none_at_all_is_refused(tmp_path: Path) -> None:
-    recipe = pair()
-    train(recipe, save_to=tmp_path / "best.pt")
-    wider = recipes.vrnn(X_DIM, Z_DIM, H_DIM + 1)
-    with pytest.raises(ValueError, match="or is damaged"):
-        load_parameters(tmp_path / "best.pt", wider.model, wider.guide)
-    with pytest.raises(FileNotFoundError, match="no parameters at"):
-        load_parameters(tmp_path / "none.pt", recipe.model, recipe.guide)
+    peak = Peaked(recipe, [0.0, 2.0, 1.0, -math.inf])
+    train(recipe, steps=8, validation=Validation(peak, every=2, on_best=on_best))
+    assert len(calls) == 2 and same(calls[1], copied(recipe)) and not same(*calls)
+    assert same(copied(recipes.load(path)), copied(recipe))
 
 
 class Watched(pyro.optim.PyroOptim):
@@ -219,7 +180,7 @@ def test_clip_norm_bounds_the_gradient_a_frame_that_reaches_the_optimiser(
 ) -> None:
     recipe, optim = pair(), Watched(1e-3)
     svi = SVI(recipe.model, recipe.guide, optim, ELBO())
-    history = train(recipe, svi=svi, clip_norm=clip_norm, log_every=1)
+    history = train(recipe, svi=svi, clip_norm=clip_norm, records=EVERY)
     frames = sum(LENGTHS)
     reported = [row["gradient_norm"] for row in history.rows]  # before clipping
     bound = math.inf if clip_norm is None else clip_norm
@@ -275,7 +236,7 @@ def test_weight_decay_is_the_optimisers() -> None:
 def test_modules_to_keep_go_back_to_the_best_step_too() -> None:
     recipe = recipes.avrnn(X_DIM, Z_DIM, H_DIM, critic="feedforward", critic_dim=4)
     critic: Any = recipe.critic
-    adversarial = Adversarial(critic, view="conditional")
+    adversarial = Adversarial(critic)
     seen: list[dict[str, Tensor]] = []
 
     def validate() -> float:
@@ -284,10 +245,9 @@ def test_modules_to_keep_go_back_to_the_best_step_too() -> None:
 
     train(
         recipe,
-        RegularisedELBO([adversarial]),
+        ELBO(penalties=[adversarial]),
         hooks=[adversarial.update],
-        validation=validate,
-        validate_every=1,
+        validation=Validation(validate, every=1),
         keep=[critic],
     )
     assert same(critic.state_dict(), seen[1]) and not same(seen[1], seen[-1])
@@ -303,13 +263,13 @@ def test_a_seed_gives_the_same_run_bit_for_bit_and_leaves_the_global_generator_a
         recipe = pair()
         torch.manual_seed(other_seed)
         before = torch.get_rng_state()
-        history = train(recipe, seed=5, clip_norm=clip_norm, validation=batch(), log_every=1)
+        history = train(recipe, seed=5, clip_norm=clip_norm, validation=batch(), records=EVERY)
         assert torch.equal(torch.get_rng_state(), before)
         found.append((copied(recipe), history.rows))
     assert same(found[0][0], found[1][0]) and found[0][1] == found[1][1]
     pyro.clear_param_store()
     recipe = pair()
-    history = train(recipe, seed=6, clip_norm=clip_norm, validation=batch(), log_every=1)
+    history = train(recipe, seed=6, clip_norm=clip_norm, validation=batch(), records=EVERY)
     assert history.rows != found[0][1]  # the twin: another seed is another run
 
 
@@ -356,7 +316,7 @@ def test_fit_tells_the_clock_the_length_of_the_run_and_does_not_overwrite_it() -
     for given, expected in ((None, 6), (100, 100)):
         pyro.clear_param_store()
         loss = ELBO(kl_weight=Ramp(0, 1), clock=Clock(total=given))
-        train(pair(), loss, validation=batch(), validate_every=1)
+        train(pair(), loss, validation=Validation(batch(), every=1))
         assert (loss.clock.total, loss.clock.calls) == (expected, 6)
 
 
@@ -386,26 +346,20 @@ class BreaksAt:
 def test_a_loss_that_is_not_finite_names_step_and_term_and_keeps_what_was_before(
     tmp_path: Path, fault: str
 ) -> None:
-    recipe, seen, path = pair(), [], tmp_path / "best.pt"
+    recipe, seen = pair(), []
     with pytest.raises(NonFiniteLossError, match=rf"at step 4: {fault} is (nan|inf)"):
         train(
             recipe,
             BreaksAt(4, fault),
             hooks=[lambda *_: seen.append(copied(recipe)) or {}],
-            save_to=path,
-            metrics=tmp_path / "metrics.csv",
+            records=Records(tmp_path / "metrics.csv"),
         )
     assert len(seen) == 3 and same(copied(recipe), seen[-1])
-    other = pair(seed=2)
-    load_parameters(path, other.model, other.guide)
-    assert same(copied(other), seen[-1])
     assert "gradient_norm" in (tmp_path / "metrics.csv").read_text()
 
 
 @pytest.mark.parametrize("loss", [ELBO, IWAE, FIVO])
-def test_weights_that_fail_inside_a_training_name_step_and_sequence(
-    tmp_path: Path, loss: type
-) -> None:
+def test_weights_that_fail_inside_a_training_name_step_and_sequence(loss: type) -> None:
     recipe, seen = pair(), []
     x, mask = batch()
     far = x.clone()
@@ -417,7 +371,6 @@ def test_weights_that_fail_inside_a_training_name_step_and_sequence(
             loss(),
             batches=[(x, mask), (x, mask), (far, mask)],
             hooks=[lambda *_: seen.append(copied(recipe)) or {}],
-            save_to=tmp_path / "best.pt",
         )
     said = str(error.value)
     assert said.startswith(
@@ -427,32 +380,25 @@ def test_weights_that_fail_inside_a_training_name_step_and_sequence(
     cause = error.value.__cause__
     assert isinstance(cause, DegenerateWeightsError) and (cause.step, cause.sequence) == (2, 2)
     assert len(seen) == 2 and same(copied(recipe), seen[-1])
-    other = pair(seed=2)
-    load_parameters(tmp_path / "best.pt", other.model, other.guide)
-    assert same(copied(other), seen[-1])
 
 
-def test_after_a_loss_that_is_not_finite_the_best_parameters_are_in_place(tmp_path: Path) -> None:
-    recipe, path = pair(), tmp_path / "best.pt"
+def test_after_a_loss_that_is_not_finite_the_best_parameters_are_in_place() -> None:
+    recipe = pair()
     peak = Peaked(recipe, [0.0, 1.0, 0.5])
     with pytest.raises(NonFiniteLossError):
-        train(recipe, BreaksAt(4, "loss"), validation=peak, validate_every=1, save_to=path)
+        train(recipe, BreaksAt(4, "loss"), validation=Validation(peak, every=1))
     assert same(copied(recipe), peak.seen[1])
-    other = pair(seed=2)
-    load_parameters(path, other.model, other.guide)
-    assert same(copied(other), peak.seen[1])
 
 
-def test_a_hook_that_returns_nan_stops_the_run_and_is_named(tmp_path: Path) -> None:
+def test_a_hook_that_returns_nan_stops_the_run_and_is_named() -> None:
     recipe = pair()
     hook = iter([1.0, 1.0, math.nan])
     with pytest.raises(NonFiniteLossError, match="at step 3: critic_loss is nan after the hooks"):
-        train(recipe, hooks=[lambda *_: {"critic_loss": next(hook)}], save_to=tmp_path / "best.pt")
+        train(recipe, hooks=[lambda *_: {"critic_loss": next(hook)}])
     assert all(p.isfinite().all() for p in copied(recipe).values())
-    load_parameters(tmp_path / "best.pt", recipe.model, recipe.guide)
 
 
-def test_a_hook_that_breaks_parameters_does_not_reach_the_file(tmp_path: Path) -> None:
+def test_parameters_that_a_hook_breaks_are_not_kept() -> None:
     recipe, critic, seen = pair(), nn.Linear(1, 1), []
 
     def hook(model: Any, guide: Any, *_: Any) -> dict[str, float]:
@@ -465,11 +411,8 @@ def test_a_hook_that_breaks_parameters_does_not_reach_the_file(tmp_path: Path) -
         return {"critic_loss": math.nan}
 
     with pytest.raises(NonFiniteLossError, match="step 3"):
-        train(recipe, hooks=[hook], keep=[critic], save_to=tmp_path / "best.pt")
+        train(recipe, hooks=[hook], keep=[critic])
     assert same(copied(recipe), seen[-1]) and critic.weight.isfinite().all()
-    other = pair(seed=2)
-    load_parameters(tmp_path / "best.pt", other.model, other.guide)
-    assert same(copied(other), seen[-1])
 
 
 def test_an_interrupt_keeps_files_and_best_parameters(tmp_path: Path) -> None:
@@ -486,15 +429,10 @@ def test_an_interrupt_keeps_files_and_best_parameters(tmp_path: Path) -> None:
         train(
             recipe,
             hooks=[interrupting],
-            validation=peak,
-            validate_every=1,
-            save_to=tmp_path / "best.pt",
-            metrics=tmp_path / "metrics.csv",
+            validation=Validation(peak, every=1),
+            records=Records(tmp_path / "metrics.csv"),
         )
     assert same(copied(recipe), peak.seen[0])
-    other = pair(seed=2)
-    load_parameters(tmp_path / "best.pt", other.model, other.guide)
-    assert same(copied(other), peak.seen[0])
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4
 
 
@@ -513,9 +451,7 @@ def test_an_exhausted_iterator_is_refused_with_the_way_out() -> None:
     ("name", "value"),
     [
         ("steps", 0),
-        ("validate_every", 0),
-        ("log_every", 0),
-        ("patience", 0),
+        ("truncate", 0),
         ("clip_norm", 0.0),
         ("clip_norm", -1.0),
         ("clip_norm", math.nan),
@@ -524,6 +460,18 @@ def test_an_exhausted_iterator_is_refused_with_the_way_out() -> None:
 def test_a_number_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be"):
         train(pair(), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["every", "num_particles", "patience"])
+def test_a_number_below_one_of_a_validation_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        Validation(batch(), **{name: 0})
+
+
+@pytest.mark.parametrize("kind", [Records, Checkpointing])
+def test_records_and_checkpoints_are_a_step_apart_at_least(kind: Any) -> None:
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        kind("run.pt", every=0)
 
 
 def test_batches_come_in_order_and_again_as_tuples_lists_or_tensors() -> None:
@@ -604,28 +552,21 @@ def plain_guide(x: Tensor, mask: Tensor | None = None) -> None:
 
 
 @pytest.mark.parametrize("loss", [ELBO, Trace_ELBO])
-def test_a_plain_pyro_pair_is_trained_validated_and_restored(loss: type, tmp_path: Path) -> None:
+def test_a_plain_pyro_pair_is_trained_and_validated(loss: type) -> None:
     x = 3.0 * torch.randn(8, 3, 1)
     svi = SVI(plain_model, plain_guide, pyro.optim.Adam({"lr": 0.05}), loss())
     history = fit(
         svi,
         [x],
         steps=40,
-        validation=(x,),
-        validate_every=10,
+        validation=Validation((x,), every=10),
         clip_norm=10.0,
         seed=0,
-        save_to=tmp_path / "best.pt",
         progress=False,
     )
     bounds = [row["validation_bound"] for row in history.rows if "validation_bound" in row]
     assert history.best_bound == max(bounds) > bounds[0] - 1e-9 and history.best_step > 0
     assert history.rows[-1]["loss"] < history.rows[0]["loss"]
-    stored = torch.load(tmp_path / "best.pt", weights_only=True)["parameters"]
-    store = pyro.get_param_store()
-    # unconstrained tensors are stored; the store's own are the same
-    assert stored["gain"] == store["gain"] != 0.1
-    assert stored["scale"].exp() == pytest.approx(store["scale"].item(), rel=1e-12)
 
 
 def test_the_best_parameters_of_a_plain_pair_are_restored_too() -> None:
@@ -636,5 +577,6 @@ def test_the_best_parameters_of_a_plain_pair_are_restored_too() -> None:
         return 1.0 if len(seen) == 2 else 0.0
 
     svi = SVI(plain_model, plain_guide, pyro.optim.Adam({"lr": 0.05}), ELBO())
-    fit(svi, [x], steps=5, validation=validate, validate_every=1, seed=0, progress=False)
+    validation = Validation(validate, every=1)
+    fit(svi, [x], steps=5, validation=validation, seed=0, progress=False)
     assert pyro.param("gain").item() == seen[1] != seen[-1]

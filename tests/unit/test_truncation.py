@@ -19,14 +19,15 @@ from inference import (
     IWAE,
     Adversarial,
     Alternating,
-    RegularisedELBO,
+    Records,
     fit,
     seeded,
     spectral,
     wasserstein,
 )
 from inference.objectives import Objective
-from inference.particles import Bootstrap, systematic
+from inference.particles import Bootstrap
+from inference.resampling import systematic
 from pyro_avrnn import recipes
 from pyro_avrnn.models.lgssm import LGSSM
 from pyro_avrnn.recipes import Recipe
@@ -148,7 +149,7 @@ def restart(self: Objective, model: Any, densities: Any) -> Any:
 
 def critic_run() -> tuple[Any, Objective, list[Any]]:
     recipe, adversarial = adversary()
-    return recipe, RegularisedELBO(regularisers=[adversarial]), [adversarial.update]
+    return recipe, ELBO(penalties=[adversarial]), [adversarial.update]
 
 
 ONE_WINDOW: dict[str, Callable[[], tuple[Any, Objective, list[Any]]]] = {
@@ -170,7 +171,9 @@ def test_a_window_that_holds_the_batch_changes_nothing(name: str, truncate: int)
             svi = SVI(recipe.model, recipe.guide, pyro.optim.Adam(ADAM), loss)
             batches = [data(recipe, RAGGED, padding=1), data(recipe)]
             options: dict[str, Any] = {"hooks": hooks, "seed": 0, "progress": False}
-            rows = fit(svi, batches, steps=4, truncate=value, log_every=1, **options).rows
+            rows = fit(
+                svi, batches, steps=4, truncate=value, records=Records(every=1), **options
+            ).rows
             found.append((rows, {k: p.detach() for k, p in parameters(recipe).items()}))
     assert found[0][0] == found[1][0] and len(found[0][0]) == 4
     assert all(torch.equal(found[0][1][k], p) for k, p in found[1][1].items())
@@ -235,7 +238,9 @@ def test_batches_follow_each_other_and_windows_of_padding_are_skipped() -> None:
     short, long = data(recipe, (3, 1), padding=5), data(recipe, RAGGED)
     kept, still = Kept(loss := ELBO()), Still(recipe)
     svi = SVI(recipe.model, recipe.guide, still, loss)
-    history = fit(svi, [short, long], steps=9, truncate=2, log_every=1, progress=False)
+    history = fit(
+        svi, [short, long], steps=9, truncate=2, records=Records(every=1), progress=False
+    )
     assert [len(d.z) for d in kept.densities] == [2, 2, 2, 2, 2, 1, 2, 2, 2]
     seen = [int(d.mask.sum()) for d in kept.densities]
     assert seen == [3, 1, 6, 4, 3, 1, 3, 1, 6]  # frames: 2 and 1, 1; then 3 sequences of RAGGED
@@ -287,7 +292,7 @@ def test_memory_saved_and_windows_go_together() -> None:
     recipe = build("vrnn")
     batch = data(recipe, RAGGED)
     plain = windows(recipe, IWAE(num_particles=3), batch, 5, 2)
-    saving = windows(recipe, IWAE(num_particles=3, segment=2), batch, 5, 2)
+    saving = windows(recipe, IWAE(num_particles=3, recompute=2), batch, 5, 2)
     assert_close(saving[0].total(), plain[0].total(), "bound")
     for a, b in zip(saving[1], plain[1], strict=True):
         assert_all_close(a, b)
@@ -543,7 +548,7 @@ def critic_between_windows() -> Run:
     recipe = recipes.avrnn(2, 2, 3, critic="feedforward", critic_dim=4, lipschitz="all")
     assert recipe.critic is not None
     adversarial = Adversarial(recipe.critic, divergence=wasserstein(spectral()))
-    loss = RegularisedELBO([adversarial], num_particles=2)
+    loss = ELBO(penalties=[adversarial], num_particles=2)
     svi = SVI(recipe.model, recipe.guide, pyro.optim.Adam(ADAM), loss)
     options = {"hooks": [adversarial.update], "keep": [recipe.critic], "truncate": 2}
     return Run(svi, sequences(), options)
@@ -558,13 +563,13 @@ def test_a_run_interrupted_between_windows_ends_as_one_that_was_not(
     for step in (1, 2, 3, 5, 6):
         path = tmp_path / f"{step}.pt"
         with pytest.raises(KeyboardInterrupt):
-            process(case, path, checkpoint_every=1, progress=interrupt_at(step))
+            process(case, path, every=1, progress=interrupt_at(step))
         at = torch.load(path, weights_only=True)["batches"]
         positions.add((at["given"], at["start"] is not None))
-        found = process(case, path, new=True, resume=True, checkpoint_every=1)
+        found = process(case, path, new=True, resume=True, every=1)
         assert not compared(whole, found)
     assert len(positions) > 2 and {going for _, going in positions} == {True, False}
-    assert not compared(whole, resumed(case, tmp_path / "twice.pt", 2, 5, checkpoint_every=1))
+    assert not compared(whole, resumed(case, tmp_path / "twice.pt", 2, 5, every=1))
 
 
 @pytest.mark.parametrize("part", ["given", "start"])
@@ -572,18 +577,18 @@ def test_the_comparison_sees_a_place_that_was_not_kept(part: str, tmp_path: Path
     whole, path = process(filtered_dsae, tmp_path / "whole.pt"), tmp_path / "parts.pt"
     for step in range(1, 9):
         with pytest.raises(KeyboardInterrupt):
-            process(filtered_dsae, path, checkpoint_every=1, progress=interrupt_at(step))
+            process(filtered_dsae, path, every=1, progress=interrupt_at(step))
         content = torch.load(path, weights_only=True)
         if content["batches"]["start"] is not None:
             break
     content["batches"][part] = None if part == "start" else 1000
     torch.save(content, path)
-    found = process(filtered_dsae, path, new=True, resume=True, checkpoint_every=1)
+    found = process(filtered_dsae, path, new=True, resume=True, every=1)
     assert f"history/rows/{step}/loss" in compared(whole, found)
 
 
 def test_other_windows_are_another_run(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        process(filtered_dsae, tmp_path / "a.pt", checkpoint_every=1, progress=interrupt_at(2))
+        process(filtered_dsae, tmp_path / "a.pt", every=1, progress=interrupt_at(2))
     with pytest.raises(ValueError, match="is of a run with truncate 2, here None"):
         process(filtered_dsae, tmp_path / "a.pt", resume=True, truncate=None)

@@ -1,0 +1,171 @@
+"""Batches of a run: over and over, cut into windows along T, and found again after a restart."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.random import random_state, set_random_state
+from inference.weights import DegenerateWeightsError
+
+
+class Cycle:
+    """Batches over and over, and where in them a run is.
+
+    :meth:`seek` finds the same batches again where a pass is the same every time, or drawn by
+    torch's global generator as it begins (a shuffling ``DataLoader``), by a generator of the
+    batches' own, or from their integer ``epoch``, the number of the next pass.
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.batches: Any = batches
+        self.passes = self.position = 0  # begun, and batches given of the last of them
+        self.epoch: int | None = None  # before that pass; so is the random state
+        self.random: dict[str, Any] = {}
+        self.batch: tuple[Tensor, ...] = ()  # given last
+        self._rest: Iterator[Any] = iter(())
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return self
+
+    def __next__(self) -> tuple[Tensor, ...]:
+        batch = next(self._rest, None)
+        if batch is None:
+            self._begin()
+            batch = next(self._rest, None)
+        if batch is None:
+            raise ValueError("batches must hold at least one batch, and be iterable again")
+        self.position += 1
+        self.batch = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        return self.batch
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`seek` takes."""
+        names = ("passes", "position", "epoch", "random")
+        return {name: getattr(self, name) for name in names}
+
+    def seek(self, state: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """Go where another was; gives the first batch of the pass, which that one had too.
+
+        Raises:
+            ValueError: a pass is shorter than that.
+        """
+        if state["epoch"] is not None and self._epoch() is not None:
+            self.batches.epoch, self.passes = state["epoch"], state["passes"] - 1
+        while self.passes < state["passes"] - 1:  # a generator of their own moves with each pass
+            self._begin()
+            for _ in self._rest:
+                pass
+        set_random_state(state["random"])
+        self._rest = iter(())
+        first = next(self)
+        while self.passes == state["passes"] and self.position < state["position"]:
+            next(self)
+        if self.passes != state["passes"]:
+            raise ValueError(
+                f"batches must be those of the interrupted run, which had {state['position']} "
+                "in a pass, and here are fewer; give the same data and batch size"
+            )
+        return first
+
+    def _begin(self) -> None:
+        self.epoch, self.random = self._epoch(), random_state()
+        self._rest = iter(self.batches)
+        self.passes, self.position = self.passes + 1, 0
+
+    def _epoch(self) -> int | None:
+        epoch = getattr(self.batches, "epoch", None)
+        return epoch if isinstance(epoch, int) else None
+
+
+class Windows:
+    """The batches of a cycle cut along T, and the state that is carried from cut to cut.
+
+    Args:
+        cycle: the batches, ``(x, mask)``.
+        length: steps of a window, the last of a batch may have fewer; None does not cut.
+        model: says what is wrong with a whole batch, and what its states are made of.
+
+    Attributes:
+        start: the state before the window that was given last, and to be set before the next is
+            taken; None at the beginning of a batch.
+    """
+
+    def __init__(self, cycle: Cycle, length: int | None, model: Any) -> None:
+        self.cycle, self.length, self.model = cycle, length, model
+        self.start: Any = None
+        self._given = self._steps = 0  # of the batch
+
+    def __next__(self) -> tuple[Tensor, ...]:
+        if self.length is None:
+            return next(self.cycle)
+        if not self.more:
+            self._open(next(self.cycle))
+        begin, self._given = self._given, self._given + self.length
+        return _window(self.cycle.batch, begin, self._given)
+
+    @property
+    def more(self) -> bool:
+        """Whether a sequence of the batch has a step left."""
+        return self._given < self._steps
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`seek` takes."""
+        if self.length is None:
+            return self.cycle.state()
+        start = None if self.start is None else list(self.start)
+        return self.cycle.state() | {"given": self._given, "start": start}
+
+    def seek(self, state: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """Go where another was, as :meth:`Cycle.seek`; gives the first window of the pass."""
+        first = self.cycle.seek(state)
+        if self.length is None:
+            return first
+        self._open(self.cycle.batch)
+        self._given = state["given"]
+        if state["start"] is not None:
+            kind, device = type(self.model.init(torch.Size((1,)))), first[0].device
+            self.start = kind(*(tensor.to(device) for tensor in state["start"]))
+        return _window(first, 0, self.length)
+
+    def _open(self, batch: tuple[Tensor, ...]) -> None:
+        x, mask = (*batch, None)[:2]
+        if callable(check := getattr(self.model, "check", None)):
+            x, mask = check(x, mask)  # windows would not show a mask with a hole
+        assert isinstance(x, Tensor)
+        self._steps = x.shape[1] if mask is None else int(mask.any(dim=0).sum())
+        self._given, self.start = 0, None
+
+
+def _window(batch: tuple[Any, ...], begin: int, end: int) -> tuple[Any, ...]:
+    return tuple(part if part is None else part[:, begin:end] for part in batch)
+
+
+def portions(
+    x: Tensor, mask: Tensor, size: int
+) -> Iterator[tuple[Tensor, Tensor, AbstractContextManager[None]]]:
+    """Take ``size`` sequences at a time, without steps that none of them has.
+
+    Args:
+        x: ``(B, T, X)``.
+        mask: ``(B, T)`` bool, a prefix.
+        size: of a portion.
+
+    Returns:
+        x and mask of each portion, at least one step long, and a context in which errors count
+        sequences from the first of all.
+    """
+    for first in range(0, len(x), size):
+        masks = mask[first : first + size]
+        longest = max(int(masks.sum(dim=1).max()), 1)
+        yield x[first : first + size, :longest], masks[:, :longest], _counting_from(first)
+
+
+@contextmanager
+def _counting_from(first: int) -> Iterator[None]:
+    try:
+        yield
+    except DegenerateWeightsError as error:
+        raise DegenerateWeightsError(error.step, error.sequence + first, error.total) from None

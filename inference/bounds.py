@@ -1,0 +1,104 @@
+"""Estimates of log p(x_{1:T}), in nats, as functions of step densities and log-weights.
+
+Log-weights are ``(T, K, B)``, 0 where padded; an estimate has one number a sequence. In
+expectation ELBO <= IWAE-K <= log p(x) and FIVO-K <= log p(x); on long series FIVO-K, which
+resamples, usually lies above IWAE-K.
+"""
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from inference.densities import StepDensities
+from inference.weights import log_mean_exp
+
+
+def elbo(log_weight: Tensor) -> Tensor:
+    """Evidence lower bound, shape (B,)."""
+    return log_weight.sum(dim=0).mean(dim=0)
+
+
+def iwae(log_weight: Tensor) -> Tensor:
+    """Importance-weighted bound, shape (B,). Source: Burda et al. (2016), eq. 8."""
+    return log_mean_exp(log_weight.sum(dim=0), dim=0)
+
+
+def fivo(log_weight: Tensor, resampled: Tensor) -> Tensor:
+    """Log-evidence estimate of a particle filter, shape (B,).
+
+    Args:
+        log_weight: ``(T, K, B)``, each step's own, particles as they were at each step.
+        resampled: ``(T - 1, B)`` bool, whether particles were resampled after a step.
+
+    Source: Maddison et al. (2017), eq. 4 and algorithm 1.
+    """
+    return log_mean_exp(stretches(log_weight, resampled), dim=1).sum(dim=0)
+
+
+def stretches(log_weight: Tensor, resampled: Tensor) -> Tensor:
+    """Log-weights summed between resamplings.
+
+    Args:
+        log_weight, resampled: as for :func:`fivo`.
+
+    Returns:
+        ``(S, K, B)``, S the largest number of stretches of a sequence; 0 where one has fewer.
+    """
+    count = torch.nn.functional.pad(resampled.long().cumsum(dim=0), (0, 0, 1, 0))  # (T, B)
+    sums = log_weight.new_zeros(int(count.max()) + 1, *log_weight.shape[1:])
+    return sums.scatter_add(0, count.unsqueeze(1).expand_as(log_weight), log_weight)
+
+
+def temper(
+    log_prior: Tensor, log_emission: Tensor, log_proposal: Tensor, kl_weight: float
+) -> Tensor:
+    """log p(x | z) + kl_weight * (log p(z) - log q(z)): the log-weight if ``kl_weight`` is 1."""
+    if kl_weight == 1.0:
+        return log_prior + log_emission - log_proposal
+    if kl_weight == 0.0:  # 0 times an infinite ratio is not a number
+        return log_emission
+    return log_emission + kl_weight * (log_prior - log_proposal)
+
+
+def tempered(densities: StepDensities, kl_weight: float) -> Tensor:
+    """Log-weights of :func:`temper`, ``(T, K, B)``."""
+    return temper(densities.log_prior, densities.log_emission, densities.log_proposal, kl_weight)
+
+
+def reconstruction(densities: StepDensities) -> Tensor:
+    """E_q log p(x | z), shape (B,)."""
+    return densities.log_emission.sum(dim=0).mean(dim=0)
+
+
+def rate(densities: StepDensities, *, analytic: bool = False) -> Tensor:
+    """KL(q || p) along the guide's path, shape (B,): sampled, or each step's in closed form.
+
+    Raises:
+        NotImplementedError: ``analytic`` for families whose KL has no closed form.
+    """
+    if not analytic:
+        return (densities.log_proposal - densities.log_prior).sum(dim=0).mean(dim=0)
+    return analytic_kl(densities).sum(dim=0).mean(dim=0)
+
+
+def analytic_kl(densities: StepDensities) -> Tensor:
+    """KL(q(z_t | ...) || p(z_t | ...)) in closed form, ``(T, K, B)``, 0 where padded.
+
+    The KL of a latent that all steps share is counted with step 1.
+
+    Raises:
+        NotImplementedError: families whose KL has no closed form.
+    """
+    if densities.proposal is None or densities.prior is None:
+        raise NotImplementedError(
+            "analytic_kl needs a proposal and a prior that are diagonal normals at every step; "
+            "use the sampled KL, analytic_kl=False"
+        )
+    try:
+        kl = kl_divergence(densities.proposal, densities.prior)
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{error}; use the sampled KL, analytic_kl=False") from error
+    if densities.prior_f is not None and densities.proposal_f is not None:
+        of_f = kl_divergence(densities.proposal_f, densities.prior_f)
+        kl = torch.cat([(kl[0] + of_f).unsqueeze(0), kl[1:]])
+    return kl.where(densities.mask, 0.0)

@@ -1,0 +1,158 @@
+"""Resampling: when particles are resampled, which of them go on, and a record of both."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.bounds import stretches, temper
+from inference.weights import normalise
+
+#: normalised log-weights ``(K, B)`` -> bool ``(B,)``: whether to resample
+Criterion = Callable[[Tensor], Tensor]
+#: normalised log-weights ``(K, B)`` -> indices ``(K, B)`` of the particles that go on
+Resampler = Callable[[Tensor], Tensor]
+
+
+def never(log_weight: Tensor) -> Tensor:
+    """Never resample: the filter is importance sampling, and consumes no further randomness."""
+    return log_weight.new_zeros(log_weight.shape[1:], dtype=torch.bool)
+
+
+def always(log_weight: Tensor) -> Tensor:
+    """Resample after every step."""
+    return log_weight.new_ones(log_weight.shape[1:], dtype=torch.bool)
+
+
+def ess_below(fraction: float = 0.5) -> Criterion:
+    """Resample where the effective sample size is below ``fraction`` of the particles.
+
+    Raises:
+        ValueError: a fraction outside (0, 1].
+    """
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+
+    def criterion(log_weight: Tensor) -> Tensor:
+        # of normalised weights the effective sample size is 1 / sum w^2
+        return (2 * log_weight).logsumexp(dim=0).neg().exp() < fraction * log_weight.shape[0]
+
+    return criterion
+
+
+def multinomial(log_weight: Tensor) -> Tensor:
+    """Draw each particle independently."""
+    return _invert(log_weight, torch.rand_like(log_weight))
+
+
+def stratified(log_weight: Tensor) -> Tensor:
+    """Take one draw in each of K equal parts of the unit interval."""
+    return _invert(log_weight, _grid(log_weight, torch.rand_like(log_weight)))
+
+
+def systematic(log_weight: Tensor) -> Tensor:
+    """Take one draw, and K points at equal distances from it."""
+    return _invert(log_weight, _grid(log_weight, torch.rand_like(log_weight[:1])))
+
+
+CRITERIA: dict[str, Criterion] = {"never": never, "always": always, "ess": ess_below(0.5)}
+RESAMPLERS: dict[str, Resampler] = {f.__name__: f for f in (multinomial, stratified, systematic)}
+
+
+def _grid(log_weight: Tensor, uniform: Tensor) -> Tensor:
+    steps = torch.arange(len(log_weight), device=log_weight.device).unsqueeze(1)
+    return (steps + uniform) / len(log_weight)
+
+
+def _invert(log_weight: Tensor, uniform: Tensor) -> Tensor:
+    """The particles at these points of the cumulative weights; one of weight zero is at none."""
+    cumulative = log_weight.detach().exp().cumsum(dim=0).t().contiguous()
+    cumulative = cumulative / cumulative[:, -1:]
+    points = uniform.clamp(max=1.0 - torch.finfo(uniform.dtype).eps).t().contiguous()
+    return torch.searchsorted(cumulative, points, right=True).t()
+
+
+def pick(argument: str, value: Any, known: dict[str, Any]) -> Any:
+    """Look a function up by its name, or return the function given.
+
+    Raises:
+        ValueError: an unknown name; the known ones are listed.
+    """
+    if callable(value):
+        return value
+    if value not in known:
+        raise ValueError(
+            f"{argument} must be one of {', '.join(known)}, or a function, got {value!r}"
+        )
+    return known[value]
+
+
+class Selection:
+    """Decide after each step which particles go on, and remember it: a rollout's ``select``.
+
+    Args:
+        resampler: a name of ``RESAMPLERS`` or a function like those.
+        criterion: a name of ``CRITERIA`` or a function like those.
+        mask: ``(B, T)`` bool, or None where every step is observed. A sequence that has ended
+            is not resampled any more.
+        kl_weight: exponent of p(z_t) / q(z_t) in the weights that decide.
+
+    Attributes:
+        resampled: for every step but the last, where particles were resampled after it, ``(B,)``.
+        parents: for every such step indices ``(K, B)``, or None where no sequence resampled.
+    """
+
+    def __init__(
+        self,
+        resampler: str | Resampler,
+        criterion: str | Criterion,
+        mask: Tensor | None = None,
+        kl_weight: float = 1.0,
+    ) -> None:
+        self.resampler = pick("resampler", resampler, RESAMPLERS)
+        self.criterion = pick("criterion", criterion, CRITERIA)
+        self.mask, self.kl_weight = mask, kl_weight
+        self.resampled: list[Tensor] = []
+        self.parents: list[Tensor | None] = []
+        self._log_weight: Tensor | None = None
+
+    def __call__(
+        self, t: int, log_prior: Tensor, log_emission: Tensor, log_proposal: Tensor
+    ) -> Tensor | None:
+        """Return the particles that go on from step t, counted from 0; None for all."""
+        log_weight = temper(log_prior, log_emission, log_proposal, self.kl_weight)
+        if self._log_weight is not None:
+            log_weight = self._log_weight + log_weight
+        due, parents = self.decide(normalise(log_weight, t + 1), t)
+        self._log_weight = log_weight if parents is None else torch.where(due, 0.0, log_weight)
+        self.resampled.append(due)
+        self.parents.append(parents)
+        return parents
+
+    def events(self, log_weight: Tensor) -> Tensor:
+        """Where particles were resampled, ``(T - 1, B)`` bool, for log-weights (T, K, B)."""
+        if self.resampled:
+            return torch.stack(self.resampled)
+        return log_weight.new_zeros(0, log_weight.shape[-1], dtype=torch.bool)
+
+    def last_stretch(self, log_weight: Tensor) -> Tensor:
+        """Normalised log-weights ``(K, B)`` since each sequence's last resampling.
+
+        Raises:
+            DegenerateWeightsError: none of them has a weight, or one is not a number.
+        """
+        resampled = self.events(log_weight)
+        sums, last = stretches(log_weight, resampled), resampled.sum(dim=0)
+        columns = torch.arange(len(last), device=last.device)
+        return normalise(sums[last, :, columns].t(), len(log_weight))
+
+    def decide(self, log_weight: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
+        """Where to resample ``(B,)``, given normalised log-weights, and the parents if any."""
+        due = self.criterion(log_weight)
+        if self.mask is not None:
+            due = due & self.mask[:, t + 1]
+        if not bool(due.any()):
+            return due, None
+        particles = torch.arange(len(log_weight), device=log_weight.device).unsqueeze(1)
+        return due, torch.where(due, self.resampler(log_weight), particles)

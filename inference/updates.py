@@ -1,0 +1,112 @@
+"""One SVI step, with a look at loss and gradient between the backward pass and the update."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.infer.util import torch_item, zero_grads
+from pyro.optim import PyroLRScheduler
+from torch import Tensor
+
+from inference.weights import DegenerateWeightsError
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or its gradient stopped being finite; the parameters before that are kept."""
+
+
+def svi_step(
+    svi: SVI,
+    batch: tuple[Any, ...],
+    step: int,
+    clip_norm: float | None,
+    lr_factor: float | None,
+    **given: Any,
+) -> dict[str, float]:
+    """Take one step as ``SVI.step`` does, unless loss or gradient are not finite.
+
+    Args:
+        svi: model, guide, optimiser and loss.
+        batch: what model and guide are called with.
+        step: its number, for the error.
+        clip_norm: bound on the norm of the gradient of the loss a frame.
+        lr_factor: on the optimiser's learning rate.
+        given: what else the loss takes.
+
+    Returns:
+        Loss, its terms and the norm of its gradient, all a frame.
+
+    Raises:
+        NonFiniteLossError: nothing was updated.
+    """
+    try:
+        with poutine.trace(param_only=True) as capture:
+            loss = svi.loss_and_grads(svi.model, svi.guide, *batch, **given)
+    except DegenerateWeightsError as error:
+        zero_grads(_captured(capture))
+        raise NonFiniteLossError(
+            f"training stopped at step {step}: {error}; the best parameters before it are kept. "
+            "Where it had gone well till then, try a smaller learning rate or gradient clipping "
+            "(clip_norm)"
+        ) from error
+    parameters = _captured(capture)
+    frames = observed_frames(batch)
+    terms = {name: float(value) for name, value in getattr(svi.loss, "terms", {}).items()}
+    row = {"loss": torch_item(loss) / frames, **terms}
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients).item() / frames
+    _require_finite(row, norm, step, parameters)
+    if clip_norm is not None and norm > clip_norm:
+        for gradient in gradients:
+            gradient.mul_(clip_norm / norm)
+    if lr_factor is not None:
+        _scale_lr(svi, parameters, lr_factor)
+    svi.optim(parameters)
+    if isinstance(svi.optim, PyroLRScheduler):
+        svi.optim.step()
+    zero_grads(parameters)
+    row["gradient_norm"] = norm
+    return row
+
+
+def observed_frames(batch: tuple[Any, ...]) -> float:
+    """Observed frames of a batch ``(x, mask)``, or B * T of x alone."""
+    if len(batch) > 1 and isinstance(batch[1], Tensor) and batch[1].dtype == torch.bool:
+        return float(batch[1].sum())
+    return float(math.prod(batch[0].shape[:2]))
+
+
+def _require_finite(
+    row: dict[str, float], norm: float, step: int, parameters: list[Tensor]
+) -> None:
+    terms = {name: value for name, value in row.items() if name != "loss"}  # say more than it
+    for name, value in (*terms.items(), ("loss", row["loss"]), ("the gradient", norm)):
+        if not math.isfinite(value):
+            zero_grads(parameters)
+            raise NonFiniteLossError(
+                f"training stopped at step {step}: {name} is {value}; the best parameters before "
+                "it are kept. Try a smaller learning rate, gradient clipping (clip_norm), or a "
+                "larger floor under the scales (min_scale)"
+            )
+
+
+def _captured(capture: Any) -> list[Tensor]:
+    # in the order of the sites: a set's order, hence a norm's last bit, would differ by run
+    sites = capture.trace.nodes.values()
+    return list(dict.fromkeys(site["value"].unconstrained() for site in sites))
+
+
+def _scale_lr(svi: SVI, parameters: Iterable[Tensor], factor: float) -> None:
+    new = {p: p.grad for p in parameters if p not in svi.optim.optim_objs}
+    for p in new:
+        p.grad = None
+    svi.optim(list(new))  # without gradients this makes the optimisers and moves nothing
+    for p, gradient in new.items():
+        p.grad = gradient
+    for p in parameters:
+        optim = svi.optim.optim_objs.get(p)
+        for group in getattr(optim, "param_groups", ()):
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

@@ -1,0 +1,58 @@
+"""A held-out bound that a training watches."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import SVI
+from torch import Tensor
+
+from inference.bounds import iwae
+from inference.modes import evaluating
+from inference.protocols import require_counts
+from inference.random import seeded
+from inference.traces import step_densities
+from inference.updates import observed_frames
+
+Batch = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A held-out bound that ``fit`` watches, and what follows from it.
+
+    Args:
+        data: a batch ``(x, mask)`` scored by IWAE, nats a frame, always with the same random
+            numbers; or a function that returns a bound, larger is better.
+        every: SVI steps between validations; the last step is validated, too.
+        num_particles: K of IWAE.
+        patience: stop after that many validations without a better one.
+        on_best: called after each improvement, with the best parameters in place; for instance
+            ``lambda: recipes.save(r, "best.pt")``.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    data: Batch | Callable[[], float]
+    every: int = 50
+    num_particles: int = 16
+    patience: int | None = None
+    on_best: Callable[[], Any] | None = None
+
+    def __post_init__(self) -> None:
+        require_counts(every=self.every, num_particles=self.num_particles, patience=self.patience)
+
+    def score(self, svi: SVI, seed: int | None) -> float:
+        """The bound now, in evaluation mode; -inf where it is not finite."""
+        with torch.no_grad(), evaluating(svi.model, svi.guide):
+            if callable(self.data):
+                return self.data()
+            with seeded(0 if seed is None else seed):
+                d = step_densities(
+                    svi.model, svi.guide, *self.data, num_particles=self.num_particles
+                )
+        value = float(iwae(d.log_weight).sum()) / observed_frames(self.data)
+        return value if math.isfinite(value) else -math.inf

@@ -1,0 +1,44 @@
+"""Papers by name: ``recipes.vrnn(x_dim=12, z_dim=8, h_dim=64)`` gives model and guide.
+
+:mod:`~pyro_avrnn.recipes.papers` has a function for every paper, :mod:`~pyro_avrnn.recipes.build`
+their parts by name, :mod:`~pyro_avrnn.recipes.files` writes and reads parameters.
+"""
+
+from pyro_avrnn.recipes.build import OF_DSAE, OWN, TAKES, Parts, Recipe
+from pyro_avrnn.recipes.files import load, save
+from pyro_avrnn.recipes.papers import (
+    RECIPES,
+    WITH_LATENTS,
+    avrnn,
+    dmm,
+    dsae,
+    pixelcnn,
+    pixelcnn_vae,
+    rnn,
+    srnn,
+    storn,
+    vae,
+    vrnn,
+)
+
+__all__ = [
+    "OF_DSAE",
+    "OWN",
+    "RECIPES",
+    "TAKES",
+    "WITH_LATENTS",
+    "Parts",
+    "Recipe",
+    "avrnn",
+    "dmm",
+    "dsae",
+    "load",
+    "pixelcnn",
+    "pixelcnn_vae",
+    "rnn",
+    "save",
+    "srnn",
+    "storn",
+    "vae",
+    "vrnn",
+]

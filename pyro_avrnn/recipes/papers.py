@@ -1,0 +1,304 @@
+"""Papers by name: functions that assemble model, guide and critic from parts.
+
+Every part is an argument, given by its name or as a callable of your own: a cell ``(in_dim,
+h_dim)``, a prior ``(h_dim, z_dim)``, an emission ``(in_dim, x_dim)``, a guide ``(model)``.
+
+Example:
+    >>> import torch
+    >>> r = vrnn(x_dim=12, z_dim=8, h_dim=64, emission="normal")
+    >>> x = torch.zeros(2, 5, 12)
+    >>> r.model.rollout(r.guide, x, num_particles=4).log_weight.shape
+    torch.Size([5, 4, 2])
+"""
+
+from collections.abc import Callable
+from typing import Any, Unpack
+
+from torch import nn
+
+from pyro_avrnn.critics import CRITICS, VIEWS, FeedForwardCritic, LSTMCritic, context_dim
+from pyro_avrnn.guides import GUIDES, NoLatents
+from pyro_avrnn.models import (
+    DMM,
+    DSAE,
+    RNN,
+    SRNN,
+    STORN,
+    VAE,
+    VRNN,
+    ConvolutionalGuide,
+    GlobalGuide,
+    PixelCNN,
+    PixelCNNVAE,
+)
+from pyro_avrnn.recipes.build import OF_DSAE, Builder, Part, Parts, Recipe, pick, plain_config
+
+
+def vrnn(
+    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
+) -> Recipe:
+    """VRNN of Chung et al. (2015); with ``prior="standard"`` their VRNN-I.
+
+    Args:
+        x_dim: X, size of an observation.
+        z_dim: Z, size of a latent.
+        h_dim: H, width of the state and of every hidden layer.
+        emission: "normal", "bernoulli", "mixture" (of normals), "categorical", "logistic"
+            (discretised mixture of logistics, for mu-law speech), or your own.
+        parts: prior, guide, cell and options, see :class:`Parts`.
+
+    Raises:
+        ValueError: an unknown part, or an option that a part does not take; the known ones are
+            listed.
+        TypeError: a part that this model does not have.
+        NotImplementedError: parts that do not go together, such as a residual guide and a prior
+            without a mean.
+    """
+    build = Builder("vrnn", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
+    model = VRNN(
+        x_dim,
+        z_dim,
+        prior=build.prior(h_dim),
+        decoder=build.decoder(2 * h_dim),
+        cell=build.cell(2 * h_dim),
+        encode_x=build.encode_x(),
+        encode_z=build.encode_z(),
+    )
+    return build.recipe(model)
+
+
+def rnn(x_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]) -> Recipe:
+    """RNN without latents, whose guide is empty; arguments as for :func:`vrnn`."""
+    build = Builder("rnn", parts, x_dim=x_dim, h_dim=h_dim, emission=emission)
+    model = RNN(
+        x_dim,
+        decoder=build.decoder(h_dim),
+        cell=build.cell(h_dim),
+        encode_x=build.encode_x(),
+    )
+    return Recipe(model, NoLatents(model), config=build.config)
+
+
+def vae(
+    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
+) -> Recipe:
+    """VAE of every frame by itself (Kingma and Welling 2014); arguments as for :func:`vrnn`.
+
+    A prior that would read the past reads a constant here.
+    """
+    build = Builder("vae", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
+    model = VAE(
+        x_dim,
+        z_dim,
+        prior=build.prior(1),
+        decoder=build.decoder(z_dim),
+        encode_x=build.encode_x(),
+    )
+    return build.recipe(model)
+
+
+def storn(
+    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
+) -> Recipe:
+    """STORN of Bayer and Osendorfer (2014); arguments as for :func:`vrnn`."""
+    build = Builder("storn", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
+    model = STORN(
+        x_dim,
+        z_dim,
+        prior=build.prior(h_dim),
+        decoder=build.decoder(h_dim),
+        cell=build.cell(2 * h_dim),
+        encode_x=build.encode_x(),
+        encode_z=build.encode_z(),
+    )
+    return build.recipe(model)
+
+
+def srnn(
+    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
+) -> Recipe:
+    """SRNN of Fraccaro et al. (2016); arguments as for :func:`vrnn`."""
+    build = Builder("srnn", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
+    model = SRNN(
+        x_dim,
+        z_dim,
+        prior=build.prior(h_dim + z_dim),
+        decoder=build.decoder(z_dim + h_dim),
+        cell=build.cell(h_dim),
+        encode_x=build.encode_x(),
+    )
+    return build.recipe(model)
+
+
+def dmm(
+    x_dim: int, z_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]
+) -> Recipe:
+    """Deep Markov model of Krishnan et al. (2017); arguments as for :func:`vrnn`.
+
+    Pyro's tutorial has ``guide="smoothing_flow"``. Dropout concerns the guide alone, as the model
+    does not read x.
+    """
+    build = Builder("dmm", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
+    model = DMM(
+        x_dim,
+        z_dim,
+        prior=build.prior(z_dim),
+        decoder=build.decoder(z_dim),
+        encode_x=build.encode_x(),
+    )
+    return build.recipe(model)
+
+
+def dsae(
+    x_dim: int,
+    z_dim: int,
+    h_dim: int,
+    f_dim: int = 16,
+    emission: Part = "normal",
+    **parts: Unpack[Parts],
+) -> Recipe:
+    """DSAE of Li and Mandt (2018): a latent f of the whole sequence, and z_t.
+
+    Args:
+        x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
+        f_dim: F, size of the latent that all steps share.
+        parts: as for :func:`vrnn`; the guide of z may also be one of the paper's two, "full"
+            (reads all of x, and f; the default) or "factorised" (reads x_t alone).
+    """
+    sizes = {"x_dim": x_dim, "z_dim": z_dim, "h_dim": h_dim, "f_dim": f_dim}
+    build = Builder("dsae", parts, **sizes, emission=emission)
+    model = DSAE(
+        x_dim,
+        z_dim,
+        f_dim,
+        prior=build.prior(h_dim),
+        decoder=build.decoder(z_dim + f_dim),
+        cell=build.cell(h_dim),
+        encode_x=build.encode_x(),
+        encode_z=build.encode_z(),
+    )
+    guide_of_z = build.guide(model, GUIDES | OF_DSAE)
+    return Recipe(model, GlobalGuide(model, guide_of_z, rnn_dim=h_dim), config=build.config)
+
+
+def pixelcnn(x_dim: int, *, channels: int = 32, layers: int = 5) -> Recipe:
+    """PixelCNN of van den Oord et al. (2016): a binary image by its own past, without a latent.
+
+    Args:
+        x_dim: X, pixels of an image, a square number; an image is a sequence of one step.
+        channels: maps of each of the two stacks.
+        layers: of gated convolutions.
+
+    Raises:
+        ValueError: images that are not square, or a size below 1.
+    """
+    given = {"x_dim": x_dim, "channels": channels, "layers": layers}
+    config = plain_config("pixelcnn", given)
+    model = PixelCNNVAE(x_dim, 0, decoder=PixelCNN(x_dim, 0, channels=channels, layers=layers))
+    return Recipe(model, NoLatents(model), config=config)
+
+
+def pixelcnn_vae(x_dim: int, z_dim: int, *, channels: int = 32, layers: int = 5) -> Recipe:
+    """PixelCNN-VAE (Gulrajani et al. 2017; Chen et al. 2017): a latent for the whole image.
+
+    Args:
+        x_dim, channels, layers: as for :func:`pixelcnn`.
+        z_dim: Z, size of the latent.
+
+    Raises:
+        ValueError: images that are not square, or a size below 1.
+    """
+    given = {"x_dim": x_dim, "z_dim": z_dim, "channels": channels, "layers": layers}
+    config = plain_config("pixelcnn_vae", given)
+    decoder = PixelCNN(x_dim, z_dim, channels=channels, layers=layers)
+    model = PixelCNNVAE(x_dim, z_dim, decoder=decoder)
+    return Recipe(model, ConvolutionalGuide(model), config=config)
+
+
+def avrnn(
+    x_dim: int,
+    z_dim: int,
+    h_dim: int,
+    emission: Part = "normal",
+    *,
+    base: str = "vrnn",
+    view: str = "conditional",
+    critic: str = "lstm",
+    critic_dim: int = 64,
+    critic_activation: str = "relu",
+    lipschitz: str | None = None,
+    window: int = 4,
+    **parts: Any,
+) -> Recipe:
+    """AVRNN of Huang and Xiao (2021), https://arxiv.org/abs/2108.04496: a model with a critic.
+
+    Args:
+        x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
+        base: the model; the paper's is "vrnn", any other recipe with latents will do.
+        view: what the critic sees: marginal, trajectory, trajectory_redrawn, conditional, joint.
+        critic: "lstm", the paper's, or "feedforward".
+        critic_dim: width of the critic's layers.
+        critic_activation: of a feed-forward critic, "relu" or "groupsort".
+        lipschitz: for a feed-forward critic, spectral normalisation in "z" or in "all" it sees.
+        window: for a feed-forward critic whose view shows a path, how many codes of it are seen.
+        parts: of the base, see :class:`Parts`. A VRNN's guide is by default the paper's, which
+            uses the mean of the prior and gives it no gradient: ``guide="residual"``,
+            ``prior_gradient=False``.
+
+    Raises:
+        ValueError: an unknown part; the known ones are listed.
+        NotImplementedError: spectral normalisation of an LSTM critic.
+    """
+    own = {
+        "base": base,
+        "view": view,
+        "critic": critic,
+        "critic_dim": critic_dim,
+        "critic_activation": critic_activation,
+        "lipschitz": lipschitz,
+        "window": window,
+    }
+    if base == "vrnn":
+        parts = {"guide": "residual", "prior_gradient": False} | parts
+    recipe = pick("base", base, {name: RECIPES[name] for name in WITH_LATENTS})
+    made = recipe(x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission, **parts)
+    config = plain_config("avrnn", {**made.config, **own})
+    width = context_dim(view, made.model.h_dim, x_dim)
+    sees_path = VIEWS[view][2]
+    network: nn.Module
+    if pick("critic", critic, CRITICS) == "lstm":
+        if lipschitz is not None:
+            raise NotImplementedError(
+                "spectral normalisation does not bound an LSTM critic: use critic='feedforward', "
+                "or a gradient penalty or weight clipping with lipschitz=None"
+            )
+        network = LSTMCritic(z_dim, width, critic_dim, view=view)
+    elif sees_path and window < 1:
+        raise ValueError(f"window must be at least 1 for view {view!r}, got {window}")
+    else:
+        network = FeedForwardCritic(
+            z_dim,
+            width,
+            critic_dim,
+            view=view,
+            activation=critic_activation,
+            lipschitz=lipschitz,
+            window=window if sees_path else 0,
+        )
+    return Recipe(made.model, made.guide, network, config)
+
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "rnn": rnn,
+    "vae": vae,
+    "storn": storn,
+    "vrnn": vrnn,
+    "avrnn": avrnn,
+    "srnn": srnn,
+    "dmm": dmm,
+    "dsae": dsae,
+    "pixelcnn": pixelcnn,
+    "pixelcnn_vae": pixelcnn_vae,
+}
+#: what may have a critic
+WITH_LATENTS = ("vae", "storn", "vrnn", "srnn", "dmm", "dsae")
