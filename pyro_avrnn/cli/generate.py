@@ -125,20 +125,18 @@ def _write(out: Path, made: dict[str, Tensor], dataset: Dataset, title: str) -> 
     """Write MIDI, sound or numbers in the data's own units, and one picture."""
     if dataset.kind == "binary" and dataset.x_dim == 88:
         rolls = {name: x.numpy() for name, x in made.items()}
-        step_seconds = dataset.frame_seconds or _STEP_SECONDS
-        write_midi = partial(media.write_midi, step_seconds=step_seconds)
-        picture = media.picture_roll(out / "rolls.png", rolls, title=title)
-        return [*_write_each(out, rolls, ".mid", write_midi), picture]
+        write_midi = partial(media.write_midi, step_seconds=dataset.frame_seconds or _STEP_SECONDS)
+        files = _write_each(out, rolls, ".mid", write_midi)
+        return [*files, plots.piano_rolls(rolls, out / "rolls.png", title=title)]
     raw = {name: _raw(x, dataset) for name, x in made.items()}
     if (rate := dataset.sample_rate) is not None:
         waves = {name: x.reshape(-1) / 32768.0 for name, x in raw.items()}
         files = _write_each(out, waves, ".wav", partial(media.write_wav, sample_rate=rate))
         picture = out / "spectrograms.png"
-        media.picture_spectrograms(picture, waves, sample_rate=rate, title=title)
-        return [*files, picture]
+        return [*files, plots.spectrograms(waves, picture, sample_rate=rate, title=title)]
     files = _write_each(out, raw, ".csv", partial(np.savetxt, delimiter=",", fmt="%.6g"))
-    picture = out / "generated.png"
-    plots.made(raw, picture, frame_seconds=dataset.frame_seconds, title=title)
+    seconds = dataset.frame_seconds
+    picture = plots.features(raw, out / "generated.png", frame_seconds=seconds, title=title)
     return [*files, picture]
 
 

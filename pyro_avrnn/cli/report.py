@@ -13,7 +13,7 @@ from torch import Tensor
 from inference import Bootstrap, particle_filter, seeded, to_arviz
 from inference.files import write_csv
 from inference.modes import evaluating
-from inference.particles import Selection
+from inference.resampling import Selection
 from pyro_avrnn import plots, recipes
 from pyro_avrnn.cli.runs import Result, row_folder
 from pyro_avrnn.data import Dataset
