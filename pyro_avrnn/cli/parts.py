@@ -113,6 +113,7 @@ def _optimiser(training: Training, settings: Settings) -> PyroOptim:
 
 
 def _with_critic(training: Training, arguments: dict[str, Any]) -> recipes.Recipe:
+    assert training.view is not None
     normalised = training.constraint == "spectral"
     return recipes.avrnn(
         **arguments,

@@ -158,6 +158,7 @@ def one_step_prediction(
     given: dict[str, Any] = {"num_particles": draws, "select": Selection("systematic", "always")}
     with seeded(seed):
         d = recipe.model.rollout(guide, x.unsqueeze(0), **given)
+        assert d.prior is not None
         drawn = recipe.model.emission(d.prior.sample(), d.states).sample()
     return drawn[:, :, 0].transpose(0, 1)
 

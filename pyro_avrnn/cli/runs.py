@@ -137,7 +137,7 @@ def _train(
             lr_schedule=(lambda at: 1.0 - 0.9 * at) if settings.lr_decay else None,
             keep=[] if recipe.critic is None else [recipe.critic],
             seed=seed,
-            checkpoint=Checkpointing(checkpoint, resume=resume),
+            checkpoint=Checkpointing(checkpoint, settings.validate_every, resume),
             records=Records(folder / "metrics.csv", every=max(settings.steps // 50, 1)),
             progress=progress,
         )

@@ -12,7 +12,7 @@ import pytest
 import scipy.io
 import torch
 
-from pyro_avrnn import data
+from pyro_avrnn import data, recipes
 from pyro_avrnn.cli import compare, main
 from pyro_avrnn.cli.rows import parse
 from pyro_avrnn.cli.runs import row_folder, run
@@ -77,16 +77,12 @@ def without_time(result: dict[str, Any]) -> dict[str, Any]:
 
 def same_files(a: Path, b: Path) -> bool:
     """Metrics and parameters, bit for bit."""
-    parts = [torch.load(folder / "parameters.pt", weights_only=True) for folder in (a, b)]
-    tensors = [
-        {f"{part}.{name}": value for part in content for name, value in content[part].items()}
-        for content in ({k: v for k, v in p.items() if k != "recipe"} for p in parts)
-    ]
+    recipe, other = (recipes.load(folder / "parameters.pt") for folder in (a, b))
+    tensors, others = ([*r.model.parameters(), *r.guide.parameters()] for r in (recipe, other))
     return (
         (a / "metrics.csv").read_text() == (b / "metrics.csv").read_text()
-        and parts[0]["recipe"] == parts[1]["recipe"]
-        and tensors[0].keys() == tensors[1].keys()
-        and all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+        and recipe.config == other.config
+        and all(map(torch.equal, tensors, others))
     )
 
 
