@@ -78,7 +78,15 @@ def without_time(result: dict[str, Any]) -> dict[str, Any]:
 def same_files(a: Path, b: Path) -> bool:
     """Metrics and parameters, bit for bit."""
     recipe, other = (recipes.load(folder / "parameters.pt") for folder in (a, b))
-    tensors, others = ([*r.model.parameters(), *r.guide.parameters()] for r in (recipe, other))
+    tensors, others = (
+        [
+            value
+            for part in (r.model, r.guide, r.critic)
+            if part is not None
+            for value in part.state_dict().values()
+        ]
+        for r in (recipe, other)
+    )
     return (
         (a / "metrics.csv").read_text() == (b / "metrics.csv").read_text()
         and recipe.config == other.config
