@@ -1,42 +1,79 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both do all their own set-up.
+# `make help` lists the targets. Each does its own set-up, in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/demo
+BASE ?= HEAD
 PYRO_AVRNN_DATA ?= ../shared/data
 TIMIT ?= $(PYRO_AVRNN_DATA)/timit.zip
+STUDY := $(BIN)/python examples/studies
 
-.PHONY: demo test lint vowels timit tune-vowels tune-timit exact tune-music music music-models \
-	speech digits images zoo swap benchmark clean
+.PHONY: help demo test lint lint-format lint-rules lint-types lint-sizes hooks compare figures shrink clean \
+	vowels timit tune-vowels tune-timit exact tune-music music music-models speech digits images \
+	zoo swap benchmark
+
+help:  ## this list
+	@awk -F ':.*  ## ' '/^##@/ {print "\n" substr($$0, 5)} \
+		/^[a-z-]+:.*  ## / {printf "  %-13s %s\n", $$1, $$2}' Makefile
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: .venv/.installed  ## a short run of the main job, under 6 minutes on 2 cores
+##@ Start here
+demo: .venv/.installed  ## a short comparison on the built-in vowels, under 6 minutes on 2 cores
 	$(BIN)/avrnn compare --data vowels --seeds 1 --steps 300 --out $(OUT)
 
 test: .venv/.installed  ## the whole suite, under 12 minutes on 2 cores
 	$(BIN)/pytest -n auto
 
-lint: .venv/.installed
+##@ For contributors
+lint: lint-format lint-rules lint-types lint-sizes  ## check format, rules, types and the size of tracked files
+
+lint-format: .venv/.installed
 	$(BIN)/ruff format --check .
+
+lint-rules: .venv/.installed
 	$(BIN)/ruff check .
+
+lint-types: .venv/.installed
 	$(BIN)/mypy
 
-# The tables of RESULTS.md. Tuning reads the validation split only; its winners are the rows of
-# `vowels` and `timit`. Results go to examples/results; --resume goes on after an interruption.
+lint-sizes:
+	@git ls-files -z | xargs -0 wc -c | awk '$$2 != "total" {n++} \
+		$$1 > 1000000 && $$2 != "total" {print "above 1 MB, do not commit it:", $$0; bad = 1} \
+		END {if (!bad) print "No file above 1 MB among " n " tracked files"; exit bad}'
+
+hooks: .venv/.installed  ## install git hooks that run the lint before each commit
+	$(BIN)/pip install --quiet --disable-pip-version-check pre-commit
+	$(BIN)/pre-commit install
+
+compare: .venv/.installed  ## compare all numbers of the working tree with those of commit BASE (HEAD)
+	$(STUDY)/compare_commits.py $(BASE)
+
+figures: .venv/.installed  ## print the figures of the code: lines, long files and functions, duplicates
+	$(BIN)/python tests/unit/test_house.py
+
+shrink: .venv/.installed  ## make the pictures and records in examples/results small enough for git
+	$(STUDY)/shrink.py examples/results
+
+clean:  ## remove .venv and runs
+	rm -rf .venv runs
+
+##@ The studies behind RESULTS.md, which write to examples/results
+# Tuning reads the validation split only; its winners are the rows of `vowels` and `timit`.
+# --resume goes on after an interruption.
 RAMPS := elbo-annealed:kl=0>1@0.25 elbo-annealed elbo-annealed:kl=0>1@0.75 elbo-annealed:kl=0>1@1
 PAPER := alternating alternating:adversarial_lr=0.0005 alternating:guide=filtering \
 	alternating:guide=filtering,adversarial_lr=0.0005
 WEIGHTS := weight=0>10@0.5 weight=0>30@0.5 weight=0>100@0.5 weight=30
-BESIDE := weight=0>0.3@0.5 weight=0>1@0.5 weight=0>3@0.5 weight=0>10@0.5
+LIGHT := weight=0>0.3@0.5 weight=0>1@0.5 weight=0>3@0.5 weight=0>10@0.5
 CANDIDATES := $(RAMPS) $(PAPER) $(WEIGHTS:%=conditional:%) $(WEIGHTS:%=joint:%) \
-	$(WEIGHTS:%=conditional:standardise=true,%) $(BESIDE:%=conditional+kl:%) \
-	$(BESIDE:%=joint+kl:%)
+	$(WEIGHTS:%=conditional:standardise=true,%) $(LIGHT:%=conditional+kl:%) \
+	$(LIGHT:%=joint+kl:%)
 quoted = $(foreach row,$(1),'$(row)')
 
-tune-vowels: .venv/.installed  ## 4 candidates a training, validation split, 1 seed
+tune-vowels: .venv/.installed  ## choose the settings of `vowels`: 4 candidates each, validation split, 1 seed
 	$(BIN)/avrnn compare --data vowels --split valid --first-seed 100 --resume \
 		--out examples/results/tune-vowels --rows $(call quoted,$(CANDIDATES))
 
@@ -44,35 +81,35 @@ tune-vowels: .venv/.installed  ## 4 candidates a training, validation split, 1 s
 ROWS := rnn elbo elbo-annealed alternating alternating:guide=filtering,adversarial_lr=0.0005 \
 	conditional:weight=30 joint:weight=0>30@0.5 conditional:standardise=true,weight=0>100@0.5 \
 	conditional+kl:weight=0>0.3@0.5 joint+kl
-vowels: .venv/.installed  ## the table on vowels: 3 seeds
+vowels: .venv/.installed  ## every way of training on the built-in vowels, 3 seeds
 	$(BIN)/avrnn compare --data vowels --seeds 3 --resume \
 		--out examples/results/vowels --rows $(call quoted,$(ROWS))
 
-# On TIMIT a frame has 200 samples, so a nat of the KL is small beside the reconstruction.
+# On TIMIT a frame has 200 samples, so a nat of the KL is small next to the reconstruction.
 SPEECH := --data $(TIMIT) --segment 100 --steps 800 --z-dim 16 --batch-size 32 --lr 0.001 --resume
 LOUD := weight=30 weight=0>100@0.5 weight=0>1000@0.5
 SPOKEN := $(filter-out %@1,$(RAMPS)) $(filter-out \
 	alternating:adversarial_lr=0.0005,$(PAPER)) $(LOUD:%=conditional:%) $(LOUD:%=joint:%) \
 	$(foreach w,1 10 100,conditional+kl:weight=0>$(w)@0.5 joint+kl:weight=0>$(w)@0.5)
-tune-timit: .venv/.installed  ## 3 candidates a training, validation speakers, 1 seed
+tune-timit: .venv/.installed  ## choose the settings of `timit`: 3 candidates each, validation speakers, 1 seed
 	$(BIN)/avrnn compare $(SPEECH) --split valid --first-seed 100 \
 		--out examples/results/tune-timit --rows $(call quoted,$(SPOKEN))
 
-timit: .venv/.installed  ## the table on TIMIT: 3 seeds
+timit: .venv/.installed  ## every way of training on TIMIT, 3 seeds
 	$(BIN)/avrnn compare $(SPEECH) --seeds 3 --out examples/results/timit \
 		--rows $(call quoted,rnn elbo elbo-annealed $(firstword $(PAPER)) $(lastword $(PAPER)) conditional:weight=30 \
 		joint:weight=30 conditional+kl:weight=0>1@0.5 joint+kl:weight=0>100@0.5)
 
-exact: .venv/.installed  ## bounds, filters and guides where the truth is known: 15 seconds
-	$(BIN)/python examples/exact_references.py --out examples/results/exact
+exact: .venv/.installed  ## bounds, filters and guides against exact answers, 15 seconds
+	$(STUDY)/exact_references.py --out examples/results/exact
 
 # Piano rolls: JSB_Chorales.mat, Nottingham.mat, Piano_midi.mat lie in MUSIC.
 MUSIC ?= $(PYRO_AVRNN_DATA)
-SONGS := $(BIN)/python examples/polyphonic_music.py
-tune-music: .venv/.installed  ## 2 candidates a training on JSB, validation split, 1 seed
+SONGS := $(STUDY)/polyphonic_music.py
+tune-music: .venv/.installed  ## choose the settings of `music`: 2 candidates each, JSB, validation split, 1 seed
 	$(SONGS) $(MUSIC)/JSB_Chorales.mat --tune --out examples/results/tune-music-jsb
 
-music: .venv/.installed  ## the tables of music: JSB with 3 seeds, the others with 1
+music: .venv/.installed  ## ELBO, IWAE and FIVO on piano rolls: JSB with 3 seeds, Nottingham and Piano-midi with 1
 	$(SONGS) $(MUSIC)/JSB_Chorales.mat --seeds 3 --out examples/results/music-jsb
 	$(SONGS) $(MUSIC)/Nottingham.mat --out examples/results/music-nottingham
 	$(SONGS) $(MUSIC)/Piano_midi.mat --out examples/results/music-piano
@@ -81,25 +118,22 @@ music-models: .venv/.installed  ## RNN, STORN, SRNN and DMM on JSB, 1 seed
 	$(SONGS) $(MUSIC)/JSB_Chorales.mat --rows rnn storn srnn dmm --out examples/results/music-jsb-models
 
 speech: .venv/.installed  ## RNN, STORN, VRNN and SRNN on 16-bit mu-law TIMIT, in bits, 2 seeds
-	$(BIN)/python examples/speech_in_bits.py $(TIMIT) --seeds 2 --out examples/results/speech
+	$(STUDY)/speech_in_bits.py $(TIMIT) --seeds 2 --out examples/results/speech
 
 # Spoken digits (fsdd.zip) and the MNIST excerpt (mnist_5k.csv.gz) lie in DATA.
 DATA ?= $(PYRO_AVRNN_DATA)
-digits: .venv/.installed  ## DSAE on spoken digits: what f and z hold, 2 seeds
-	$(BIN)/python examples/global_features.py --data $(DATA)/fsdd.zip --out examples/results/digits
+digits: .venv/.installed  ## what the f and z of a DSAE hold of spoken digits, 2 seeds
+	$(STUDY)/global_features.py --data $(DATA)/fsdd.zip --out examples/results/digits
 
 images: .venv/.installed  ## PixelCNN-VAE and PixelCNN on MNIST
-	$(BIN)/python examples/pixelcnn_vae.py $(DATA)/mnist_5k.csv.gz --out examples/results/mnist
+	$(STUDY)/pixelcnn_vae.py $(DATA)/mnist_5k.csv.gz --out examples/results/mnist
 
-zoo: .venv/.installed  ## every model on the vowels
-	$(BIN)/python examples/model_zoo.py --out examples/results/zoo
+zoo: .venv/.installed  ## every model on the built-in vowels
+	$(STUDY)/model_zoo.py --out examples/results/zoo
 
-swap: .venv/.installed  ## every prior with every guide, VRNN on the vowels
-	$(BIN)/python examples/swap_guides_and_priors.py --jobs 2 --out examples/results/swap
+swap: .venv/.installed  ## every prior with every guide of a VRNN, built-in vowels
+	$(STUDY)/swap_guides_and_priors.py --jobs 2 --out examples/results/swap
 
-benchmark: .venv/.installed  ## speed beside plain torch and JAX, growth, memory: 20 minutes, 2 threads
+benchmark: .venv/.installed  ## speed and memory next to plain torch and JAX, 20 minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
-	$(BIN)/python examples/benchmark.py --rounds 5 --out examples/results/benchmark
-
-clean:
-	rm -rf .venv runs
+	$(STUDY)/benchmark.py --rounds 5 --out examples/results/benchmark

@@ -1,4 +1,4 @@
-"""Batches of a run: over and over, cut into windows along T, and found again after a restart."""
+"""Batches of a run: repeated, cut into windows along T, found again after a restart."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +12,7 @@ from inference.weights import DegenerateWeightsError
 
 
 class Cycle:
-    """Batches over and over, and where in them a run is.
+    """Batches, repeated without end, and the position of a run in them.
 
     :meth:`seek` finds the same batches again where a pass is the same every time, or drawn by
     torch's global generator as it begins (a shuffling ``DataLoader``), by a generator of the
@@ -42,12 +42,12 @@ class Cycle:
         return self.batch
 
     def state(self) -> dict[str, Any]:
-        """What :meth:`seek` takes."""
+        """Position that :meth:`seek` finds again."""
         names = ("passes", "position", "epoch", "random")
         return {name: getattr(self, name) for name in names}
 
     def seek(self, state: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """Go where another was; gives the first batch of the pass, which that one had too.
+        """Go to the position of another; return the first batch of that pass.
 
         Raises:
             ValueError: a pass is shorter than that.
@@ -85,8 +85,8 @@ class Windows:
 
     Args:
         cycle: the batches, ``(x, mask)``.
-        length: steps of a window, the last of a batch may have fewer; None does not cut.
-        model: says what is wrong with a whole batch, and what its states are made of.
+        length: steps of a window, of which the last may have fewer; None does not cut.
+        model: checks whole batches, and knows the type of its states.
 
     Attributes:
         start: the state before the window that was given last, and to be set before the next is
@@ -112,14 +112,14 @@ class Windows:
         return self._given < self._steps
 
     def state(self) -> dict[str, Any]:
-        """What :meth:`seek` takes."""
+        """Position that :meth:`seek` finds again."""
         if self.length is None:
             return self.cycle.state()
         start = None if self.start is None else list(self.start)
         return self.cycle.state() | {"given": self._given, "start": start}
 
     def seek(self, state: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """Go where another was, as :meth:`Cycle.seek`; gives the first window of the pass."""
+        """Go to the position of another; return the first window of the pass."""
         first = self.cycle.seek(state)
         if self.length is None:
             return first

@@ -34,20 +34,20 @@ _PLAIN = {Tensor, nn.Parameter, bool, int, float, str, type(None)}  # what is re
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What changes over a run and can be put back: modules, optimisers, a critic with both."""
+    """An object whose state changes over a run: a module, an optimiser, a critic with both."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, nested in dicts, lists and tuples."""
         ...
 
     def load_state_dict(self, state: Any, /) -> Any:
-        """Take what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         ...
 
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """Where ``fit`` keeps the whole run, so that an interrupted one can go on.
+    """A file that holds a whole run of ``fit``, so that an interrupted one can go on.
 
     With the same arguments, on a CPU, a resumed run ends as if never interrupted, bit for bit; a
     finished one returns at once. Of hooks and loss the checkpoint knows the ``state_dict`` of them
@@ -232,11 +232,11 @@ class Best:
             module.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is kept, for a checkpoint."""
+        """State for a checkpoint."""
         return {"parameters": self.parameters, "modules": self.states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep what a checkpoint has."""
+        """Restore what ``state_dict`` returned."""
         self.parameters, self.states = state["parameters"], state["modules"]
 
     def all_finite(self) -> bool:
@@ -247,7 +247,7 @@ class Best:
 
 
 def _stateful(part: Any) -> Any:
-    """What has the state of a module, hook or loss: itself, or the object it is a method of."""
+    """The owner of a hook's or loss's state: itself, or the object it is a method of."""
     while isinstance(part, partial):
         part = part.func
     owners = (part, getattr(part, "__self__", None))

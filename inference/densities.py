@@ -1,4 +1,4 @@
-"""The one record of a step, and what is asked of masks and particles wherever it is read.
+"""The one record of all steps, the check of masks, and the selection of particles.
 
 Rollouts and traces fill it; bounds, critics and diagnostics read it. T steps, K particles, B
 sequences: stacked densities are ``(T, K, B)``, data ``(B, T, X)``, masks ``(B, T)``.
@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 
 class StepDensities(NamedTuple):
-    """What guide and model say of every step; a padded step has log-density 0 everywhere.
+    """Draws and densities of every step; a padded step has log-density 0 everywhere.
 
     Shapes are ``(T, K, B)`` and event dimensions, unless stated. A program that is traced has no
     ``h``, ``states`` and ``c``; a distribution is None where its family cannot be stacked.

@@ -165,7 +165,7 @@ class Objective:
         return loss
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
-        """What is maximised, shape (B,)."""
+        """The quantity to maximise, shape (B,)."""
         raise NotImplementedError
 
     def find_fault(self, log_weight: Tensor) -> None:
@@ -179,11 +179,9 @@ class Objective:
 
 @dataclass(kw_only=True)
 class ELBO(Objective):
-    """Negative evidence lower bound, with KL annealing and beta-VAE by ``kl_weight``.
+    """Negative evidence lower bound, averaged over the draws of a sequence.
 
-    Args:
-        num_particles, kl_weight, penalties, clock: as for :class:`Objective`; the draws of a
-            sequence are averaged.
+    Args (and those of :class:`Objective`):
         analytic_kl: take the closed-form KL of each step instead of the sampled one.
         free_bits: nats of KL a frame that cost nothing: at every step the KL, averaged over
             the batch, is charged as ``max(KL, free_bits)`` (Kingma et al. 2016,
@@ -224,8 +222,7 @@ class ELBO(Objective):
 class IWAE(Objective):
     r"""Negative importance-weighted bound, :math:`\log \frac1K \sum_k w_k`.
 
-    Args:
-        num_particles, kl_weight, penalties, clock: as for :class:`Objective`.
+    Args (and those of :class:`Objective`):
         doubly_reparameterised: give the guide's own parameters the doubly reparameterised
             gradient, whose signal does not drown in noise as K grows. All others, among them
             the prior that a residual guide reads, keep the plain one. The value is the same; it
@@ -273,8 +270,7 @@ class FIVO(Objective):
     stay unseen. ``terms`` other than the bound average over the filter's particles, and so do
     penalties, whose critic is trained on draws that were not resampled.
 
-    Args:
-        num_particles, kl_weight, penalties, clock: as for :class:`Objective`.
+    Args (and those of :class:`Objective`):
         resampler: "multinomial", "stratified", "systematic" or a function.
         criterion: "never", "always", "ess" (effective sample size below K / 2) or a function.
         score_function: add the term for the choice of ancestors; multinomial resampling only.

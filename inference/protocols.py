@@ -1,4 +1,4 @@
-"""What is asked of models, guides, penalties and hooks, beyond being callable."""
+"""Requirements on models, guides, penalties, hooks and numbers."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -55,7 +55,7 @@ class StepwiseGuide(Protocol):
     """A guide that can be asked for one step."""
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """c, ``(B, T, C)``: what is read of the data, once for all steps."""
+        """c, ``(B, T, C)``: the guide's view of the data, computed once for all steps."""
         ...
 
     def proposal(self, state: Any, c_t: Tensor) -> Distribution:
@@ -64,7 +64,7 @@ class StepwiseGuide(Protocol):
 
 
 class Penalty(Protocol):
-    """What an objective subtracts: a price a frame, with a weight; ``Adversarial`` is one."""
+    """A price per frame that an objective subtracts, with a weight; ``Adversarial`` is one."""
 
     name: str
     weight: float | Callable[[float], float]

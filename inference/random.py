@@ -57,13 +57,13 @@ def learnable(guide: Any) -> bool:
 
 
 def random_state() -> dict[str, Any]:
-    """Of torch's global generators."""
+    """State of torch's global generators."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Back to a state of torch's global generators; of those on devices that are here."""
+    """Restore a state of torch's global generators, on the devices that are here."""
     torch.set_rng_state(state["cpu"])
     for device, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(generator, device)

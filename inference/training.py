@@ -27,7 +27,7 @@ from inference.validation import Batch, Validation
 
 @dataclass(frozen=True)
 class Records:
-    """Which rows of metrics ``fit`` keeps, and where it writes them.
+    """Rows of metrics that ``fit`` keeps, and the file it writes them to.
 
     Args:
         path: CSV file, written at every validation and at the end; None writes none.
@@ -46,7 +46,7 @@ class Records:
 
 @dataclass
 class History:
-    """What a run left: metrics by step, where it was best, and the state it would go on from.
+    """Result of a run: metrics by step, the best step, and the state to go on from.
 
     ``best_step`` is 0 and ``best_bound`` -inf where nothing was validated; ``carried`` is the
     state ``(K, B, ...)`` before the next window, where ``fit`` cut a batch and stopped inside.
@@ -80,18 +80,12 @@ def fit(
     """Train by SVI steps with hooks between them; end with the best parameters in place.
 
     With ``truncate=100`` each batch is cut into windows of 100 steps, and each window is one SVI
-    step (truncated back-propagation through time). The state after a window is carried into the
-    next one of the batch as a constant: the gradient ends there, the memory does not. A new batch
-    starts from the model's own initial state. Then
-
-    - the draws of an ``ELBO`` go on; particles of ``IWAE`` and ``FIVO``, whose weights no window
-      hands on, are resampled by them at its end. At fixed parameters the windows' ELBOs add up
-      to that of the whole, and their weighted bounds to that of a particle filter that resamples
-      at all window ends: still below log p(x) in expectation;
-    - what reads more than a step reads its window: a guide with an encoder, a critic of paths;
-    - a latent that all steps share is drawn and counted in the first window, from what that
-      window shows, and goes on as a constant;
-    - validation is not cut.
+    step (truncated back-propagation through time). The state after a window enters the next one
+    of the batch as a constant: the gradient ends there, the memory does not. Draws of an ``ELBO``
+    go on; particles of ``IWAE`` and ``FIVO`` are resampled at the end of a window, so that the
+    windows' bounds add up to one that is still below log p(x) in expectation. A guide with an
+    encoder and a critic of paths read their window alone. A latent that all steps share is drawn
+    and counted in the first window. Validation is not cut.
 
     Args:
         svi: model, guide, optimiser and loss. Weight decay is the optimiser's, for instance

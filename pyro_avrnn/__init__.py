@@ -5,8 +5,16 @@ diagnostics derive from them. What one does with a model is in the package ``inf
 """
 
 from inference.densities import StepDensities
-from pyro_avrnn import recipes
+from pyro_avrnn import data, generation, models, recipes
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 
-__version__ = "0.1.0"
-__all__ = ["SequenceGuide", "SequenceModel", "StepDensities", "recipes"]
+__version__ = "0.2.0"
+__all__ = [
+    "SequenceGuide",
+    "SequenceModel",
+    "StepDensities",
+    "data",
+    "generation",
+    "models",
+    "recipes",
+]

@@ -27,13 +27,13 @@ Select = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 
 
 class SequenceProgram(Stepwise, Protocol):
-    """What a rollout asks of a model, beyond single steps; ``SequenceModel`` has it."""
+    """Protocol of the models that can be rolled out, such as ``SequenceModel``."""
 
     z_dim: int
     f_dim: int
 
     def hidden(self, state: Any) -> Tensor:
-        """What guides and critics read of a state, ``(*batch, H)``."""
+        """h_t, ``(*batch, H)``: the part of a state that guides and critics read."""
         ...
 
     def prior_f(self, batch_shape: Size) -> dist.Distribution:
@@ -176,7 +176,7 @@ _Chooser = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 
 
 class _Run(NamedTuple):
-    """What all pieces of one rollout have in common."""
+    """Settings that all pieces of one rollout share."""
 
     model: SequenceProgram
     guide: Any
@@ -196,11 +196,10 @@ class _Run(NamedTuple):
             go_on: whether the state after them is wanted.
         """
         model, guide = self.model, self.guide
-        c, x = c[steps.start : steps.stop], x[steps.start : steps.stop]
-        z = None if z is None else z[steps.start : steps.stop]
-        choose = self.choose
+        part = slice(steps.start, steps.stop)
+        c, x, z = c[part], x[part], None if z is None else z[part]
         shifted: _Chooser | None = None
-        if choose is not None:
+        if (choose := self.choose) is not None:
 
             def shifted(t: int, *terms: Tensor) -> Tensor | None:
                 return choose(t + steps.start, *terms)
@@ -235,7 +234,7 @@ class _Run(NamedTuple):
     def in_segments(
         self, state: Any, c: Tensor, x: Tensor, z: Tensor | None, steps: range, recompute: int
     ) -> _Piece:
-        """The same in pieces, of which nothing but their results is kept for the backward pass."""
+        """Same as :meth:`piece`, in segments of which the backward pass keeps only the results."""
         run = self._replace(choose=None if self.choose is None else _Remembered(self.choose))
 
         def slim(state: Any, c: Tensor, x: Tensor, z: Tensor | None, part: range) -> _Piece:
@@ -250,25 +249,18 @@ class _Run(NamedTuple):
             pieces.append(checkpoint(slim, state, c, x, z, part, use_reentrant=False))
             state = pieces[-1].after
 
-        def joined(name: str) -> Any:
-            return torch.cat([getattr(piece, name) for piece in pieces])
-
         def normal(name: str) -> Any:
-            told = [getattr(piece, name) for piece in pieces]
-            return diagonal_normal(*map(torch.cat, zip(*told, strict=True))) if told[0] else None
+            parts = [getattr(piece, name) for piece in pieces]
+            return diagonal_normal(*map(torch.cat, zip(*parts, strict=True))) if parts[0] else None
 
-        kind = type(pieces[0].states)
         columns = zip(*(piece.states for piece in pieces), strict=True)
-        return _Piece(
-            states=kind(*map(torch.cat, columns)),
+        names = ("z", "log_prior", "log_emission", "log_proposal")
+        return pieces[0]._replace(
+            states=type(pieces[0].states)(*map(torch.cat, columns)),
             after=None,
-            z=joined("z"),
-            log_prior=joined("log_prior"),
-            log_emission=joined("log_emission"),
-            log_proposal=joined("log_proposal"),
             prior=normal("prior"),
-            emission=None,
             proposal=normal("proposal"),
+            **{name: torch.cat([getattr(piece, name) for piece in pieces]) for name in names},
         )
 
     def _loop(

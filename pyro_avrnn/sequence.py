@@ -108,7 +108,7 @@ class SequenceModel(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has f_dim > 0 and must write condition")
 
     def hidden(self, state: Any) -> Tensor:
-        """What guides and critics read of a state: h_t, ``(*batch, H)``. Default: all of it."""
+        """h_t, ``(*batch, H)``: what guides and critics read of a state; all of it by default."""
         return broadcast_cat(*state)
 
     def features(self, x: Tensor) -> Tensor:

@@ -1,16 +1,15 @@
-"""Data sets: the built-in vowels; readers for speech, piano rolls, images, ``.npz``; batches."""
-
-from __future__ import annotations
+"""Data sets: built-in vowels, readers for speech, piano rolls, images and ``.npz``, batches."""
 
 from pathlib import Path
 from typing import Any
 
 from pyro_avrnn.data.companding import mu_law, mu_law_decode
-from pyro_avrnn.data.digits import holds_digits, spoken_digits
+from pyro_avrnn.data.dataset import Dataset, independent_baseline
+from pyro_avrnn.data.digits import holds_digits, log_mel, mel_to_waveform, spoken_digits
 from pyro_avrnn.data.images import mnist
 from pyro_avrnn.data.npz import npz
 from pyro_avrnn.data.piano_rolls import piano_rolls
-from pyro_avrnn.data.sequences import Batches, Dataset, Sequences, independent_baseline
+from pyro_avrnn.data.sequences import Batches, Sequences
 from pyro_avrnn.data.timit import timit
 from pyro_avrnn.data.vowels import vowels
 
@@ -21,6 +20,8 @@ __all__ = [
     "holds_digits",
     "independent_baseline",
     "load",
+    "log_mel",
+    "mel_to_waveform",
     "mnist",
     "mu_law",
     "mu_law_decode",
@@ -39,13 +40,13 @@ def load(source: str | Path, **options: Any) -> Dataset:
 
     Args:
         source: "vowels" (built in), a folder or ``.zip`` with TIMIT or the Free Spoken Digit
-            Dataset, a ``.mat`` file of piano rolls, a ``.csv.gz`` of MNIST images, or a ``.npz``
-            file of one's own.
+            Dataset, a ``.mat`` file of piano rolls, a ``.csv.gz`` of MNIST images, or your own
+            ``.npz`` file.
         **options: go to the reader, such as ``segment`` for :func:`timit`.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the name or extension is not known, or the reader refuses the file.
+        ValueError: if the name or extension is unknown, or the reader refuses the file.
 
     Example:
         >>> load("vowels").kind

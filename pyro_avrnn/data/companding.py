@@ -1,32 +1,33 @@
-"""Mu-law: 16-bit samples as levels that are fine where speech is quiet, and back.
+"""Mu-law companding: 16-bit samples as levels that are dense where speech is quiet, and back.
 
 Samples divided by 32,768 are bent by ``F(y) = sign(y) ln(1 + mu |y|) / ln(1 + mu)`` with
-``mu = 2^bits - 1``, and (-1, 1) is cut into 2^bits equal cells; data are the centres of cells.
+``mu = 2^bits - 1``, and (-1, 1) is cut into 2^bits equal cells. Data are the centres of cells.
 
-Source: Havtorn et al. (2022), https://arxiv.org/abs/2202.12707 ("16-bit mu-law"); their grid has
-2^bits points from -1 to 1 with the ends, ours the centres of cells, so that no cell is halved.
+Source: Havtorn et al. (2022), https://arxiv.org/abs/2202.12707 ("16-bit mu-law"). Their grid has
+2^bits points from -1 to 1, both ends included. Ours has the centres of cells, so no cell is
+halved.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torch import Tensor
+
+from pyro_avrnn.data._checks import Numbers, plain
 
 _LEAST, _MOST = -(2**15), 2**15 - 1
 
 
-def mu_law(samples: Any, bits: int = 16) -> np.ndarray:
-    """Levels of samples.
+def mu_law(samples: ArrayLike, bits: int = 16) -> np.ndarray:
+    """Convert samples to levels.
 
-    At 16 bits the 65,536 values of a sample use 20,127 of the 65,536 cells: those within 3,019 of
-    0 have a cell of their own each, and most cells around 0 are empty (1 is 3,245 cells from 0);
-    farther out cells are shared, by 11 or 12 values at the ends.
+    At 16 bits the 65,536 values of a sample use 20,127 of the 65,536 cells. Each value within
+    3,019 of 0 has its own cell, and most cells around 0 are empty (1 is 3,245 cells from 0).
+    Values farther out share cells, 11 or 12 to a cell at the ends.
 
     Args:
-        samples: integers from -32,768 to 32,767, any shape; floating numbers will do if whole.
+        samples: integers from -32,768 to 32,767, any shape; whole floating numbers will do.
         bits: from 1 to 16.
 
     Returns:
@@ -53,15 +54,14 @@ def mu_law(samples: Any, bits: int = 16) -> np.ndarray:
     return _centres(bits)[array.astype(np.int64) - _LEAST]
 
 
-def mu_law_decode(x: Any, bits: int = 16) -> np.ndarray:
-    """Samples of levels: the inverse of F, rounded to the nearest sample.
+def mu_law_decode(x: Numbers, bits: int = 16) -> np.ndarray:
+    """Convert levels to samples: the inverse of F, rounded to the nearest sample.
 
-    It is off by less than the cell is wide: at 16 bits not at all within 3,019 of 0, and by 6 at
-    most.
+    The error is less than the width of the cell: at 16 bits none within 3,019 of 0, and at most 6.
 
     Args:
         x: numbers in [-1, 1], any shape, an array or a tensor; centres of cells or others.
-        bits: those that :func:`mu_law` was given, for they set mu.
+        bits: as given to :func:`mu_law`; they set mu.
 
     Returns:
         int16, the same shape.
@@ -74,7 +74,7 @@ def mu_law_decode(x: Any, bits: int = 16) -> np.ndarray:
         array([-32762,     -5,      0,   1234], dtype=int16)
     """
     check_bits("bits", bits)
-    array = np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, dtype=np.float64)
+    array = plain(x).astype(np.float64)
     bad = ~(np.abs(array) <= 1)
     if bad.any():
         raise ValueError(f"x must hold levels in [-1, 1], got {array[bad].flat[0]}")
@@ -84,27 +84,23 @@ def mu_law_decode(x: Any, bits: int = 16) -> np.ndarray:
 
 
 def level_of(x: Tensor, bits: int) -> Tensor:
-    """The number k of the cell whose centre x is, from 0 to 2^bits - 1, int64, same shape."""
+    """Number k of the cell whose centre is x, from 0 to 2^bits - 1; int64, same shape."""
     return (x * 2 ** (bits - 1) - 0.5).round().long() + 2 ** (bits - 1)
 
 
 def check_bits(name: str, bits: int) -> None:
-    """That bits are from 1 to 16.
-
-    Raises:
-        ValueError: naming the argument.
-    """
+    """Refuse bits outside 1 to 16, naming the argument."""
     if bits not in range(1, 17):
         raise ValueError(f"{name} must be from 1 to 16 bits, got {bits}")
 
 
 @lru_cache(maxsize=16)
 def _centres(bits: int) -> np.ndarray:
-    """The level of every sample from -32,768 on, float32, shape (65536,), not to be written to."""
+    """Level of every sample from -32,768 on, float32, shape (65536,), read-only."""
     y = np.arange(_LEAST, _MOST + 1) / 2**15
     mu, half = 2**bits - 1, 2 ** (bits - 1)
     bent = np.copysign(np.log1p(mu * np.abs(y)) / np.log1p(mu), y)
-    cell = np.floor(bent * half).clip(-half, half - 1)  # one that holds its lower border
+    cell = np.floor(bent * half).clip(-half, half - 1)  # a cell holds its lower border
     centres = ((cell + 0.5) / half).astype(np.float32)
     centres.setflags(write=False)
     return centres

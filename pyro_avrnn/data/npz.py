@@ -1,23 +1,19 @@
-"""A user's own data in a ``.npz`` file.
+"""Your own data in a ``.npz`` file.
 
 ``x`` is (N, T, X), with ``lengths`` (N,) if it is padded, or (frames, X), the sequences one after
-the other, with ``lengths`` (N,). ``split`` (N,), if there, says "train", "valid" or "test" (or 0,
-1, 2) for each sequence. Other arrays are not looked at, and nothing is ever unpickled.
+the other, with ``lengths`` (N,). An optional ``split`` (N,) holds "train", "valid" or "test" (or
+0, 1, 2) for each sequence. Other arrays are ignored. Nothing is ever unpickled.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from pyro_avrnn.data._files import existing, naming, unreadable
-from pyro_avrnn.data.sequences import Dataset, Sequences, standardise
+from pyro_avrnn.data._checks import decoding, reading
+from pyro_avrnn.data.dataset import SPLITS, Dataset, by_split, standardise
 
 _EXPECTED = "a .npz archive with an array x of shape (N, T, X), or (frames, X) with lengths (N,)"
-_SPLITS = ("train", "valid", "test")
 
 
 def npz(path: str | Path) -> Dataset:
@@ -34,54 +30,39 @@ def npz(path: str | Path) -> Dataset:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not such a file; the sentence says what was expected and what came.
     """
-    path = existing(path, _EXPECTED)
-    arrays = _read(path)
-    with naming(path):
+    with reading(path, _EXPECTED) as file:
+        arrays = _read(file)
         series = _series(arrays["x"], arrays.get("lengths"))
-        split = _split(len(series), arrays.get("split"))
-        train, valid, test = (_part(series, split == code, _SPLITS[code]) for code in range(3))
-        binary = all(((p.x == 0) | (p.x == 1)).all() for p in (train, valid, test))
-        mean: Tensor | float = 0.0
-        std: Tensor | float = 1.0
+        names = _splits(len(series), arrays.get("split"))
+        pieces = ((name, f"x[{i}]", series[i]) for i, name in enumerate(names))
+        binary = all(((x == 0) | (x == 1)).all() for x in series)
+        expected = "an array split that has all three"
+        splits = by_split(pieces, expected, torch.float32 if binary else torch.float64)
+        origin = f"{file.name}, a file of the user"
         if binary:
-            train, valid, test = (p.to(dtype=torch.float32) for p in (train, valid, test))
-        else:
-            train, valid, test, mean, std = standardise(train, valid, test)
-        return Dataset(
-            path.stem,
-            train,
-            valid,
-            test,
-            mean,
-            std,
-            kind="binary" if binary else "real",
-            frame_seconds=None,
-            sample_rate=None,
-            origin=f"{path.name}, a file of the user",
-        )
+            return Dataset(file.stem, *splits, kind="binary", origin=origin)
+        return Dataset(file.stem, *standardise(*splits), origin=origin)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays ``x``, ``lengths`` and ``split``, the last two if they are there."""
     with path.open("rb") as file:
         if file.read(2) != b"PK":
-            raise ValueError(
-                f"{path} is not a .npz archive; expected {_EXPECTED}, as numpy.savez writes it"
-            )
+            raise ValueError(f"it is not an archive; expected {_EXPECTED}, as by numpy.savez")
         file.seek(0)
         try:
-            with np.load(file, allow_pickle=False) as stored:
+            with decoding(_EXPECTED), np.load(file, allow_pickle=False) as stored:
                 found = stored.files
                 arrays = {k: stored[k] for k in ("x", "lengths", "split") if k in found}
-        except Exception as error:  # on damaged files: errors of numpy, zipfile and zlib
-            if "allow_pickle" in str(error):
-                raise ValueError(
-                    f"{path} holds an object array, which is refused because it could run code; "
-                    "save x as one array of numbers (frames, X) with lengths (N,)"
-                ) from None
-            raise unreadable(path, _EXPECTED, error) from error
+        except ValueError as error:
+            if "allow_pickle" not in str(error):
+                raise
+            raise ValueError(
+                "it holds an object array, which is refused because it could run code; save x as "
+                "one array of numbers (frames, X) with lengths (N,)"
+            ) from None
     if "x" not in arrays:
-        raise ValueError(f"{path} has no array 'x'; found {', '.join(found) or 'nothing'}")
+        raise ValueError(f"there is no array 'x'; found {', '.join(found) or 'nothing'}")
     return arrays
 
 
@@ -119,41 +100,30 @@ def _series(x: np.ndarray, lengths: np.ndarray | None) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(x, lengths, strict=True)]
 
 
-def _split(count: int, split: np.ndarray | None) -> np.ndarray:
-    """0, 1 or 2 for each of ``count`` sequences, shape (N,)."""
+def _splits(count: int, split: np.ndarray | None) -> list[str]:
+    """The split of each of ``count`` sequences."""
     if split is None:
         if count < 3:
             raise ValueError(
                 f"x must hold at least 3 sequences to be split into train, valid and test, got "
                 f"{count}; cut long recordings into several sequences"
             )
-        codes, held = np.zeros(count, dtype=np.int64), max(1, count // 10)
+        names, held = ["train"] * count, max(1, count // 10)
         order = np.random.RandomState(0).permutation(count)  # a frozen stream, not the global one
-        codes[order[:held]], codes[order[held : 2 * held]] = 1, 2
-        return codes
+        for i, name in zip(order, ["valid"] * held + ["test"] * held, strict=False):
+            names[i] = name
+        return names
     if split.shape != (count,) or split.dtype.kind not in "iuSU":
         raise ValueError(
             f"split must be strings or integers of shape ({count},), one for each sequence, got "
             f"{split.dtype} {split.shape}"
         )
-    allowed = (0, 1, 2) if split.dtype.kind in "iu" else np.array(_SPLITS, dtype=split.dtype.kind)
-    codes = np.full(count, -1)
-    for code, value in enumerate(allowed):
-        codes[split == value] = code
-    if (codes < 0).any():
-        i = int(np.flatnonzero(codes < 0)[0])
-        raise ValueError(
-            f"split must say 'train', 'valid' or 'test' (or 0, 1, 2), got {split[i].item()!r} for "
-            f"sequence {i}"
-        )
-    return codes
-
-
-def _part(series: list[np.ndarray], chosen: np.ndarray, split: str) -> Sequences:
-    where = np.flatnonzero(chosen)
-    if not len(where):
-        raise ValueError(f"split puts no sequence in {split!r}; each of the three needs one")
-    with naming(split):
-        return Sequences.from_list(
-            [series[i] for i in where], [f"x[{i}]" for i in where], dtype=torch.float64
-        )
+    known = dict(zip("012", SPLITS, strict=True)) | {name: name for name in SPLITS}
+    texts = split.astype(str).tolist()
+    for i, text in enumerate(texts):
+        if text not in known:
+            raise ValueError(
+                "split must say 'train', 'valid' or 'test' (or 0, 1, 2), got "
+                f"{split[i].item()!r} for sequence {i}"
+            )
+    return [known[text] for text in texts]

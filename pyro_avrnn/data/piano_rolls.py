@@ -1,19 +1,18 @@
 """Piano rolls in MATLAB files: JSB_Chorales.mat, Nottingham.mat, Piano_midi.mat, MuseData.mat.
 
-Three 1 x N cell arrays ``traindata``, ``validdata`` and ``testdata``; each cell is a matrix
-(T, 88) of 0 and 1, the keys sounding at each step (column 0 is MIDI note 21). The split is that of
-Boulanger-Lewandowski, Bengio and Vincent (2012), https://arxiv.org/abs/1206.6392.
+A file holds three 1 x N cell arrays ``traindata``, ``validdata`` and ``testdata``. Each cell is a
+matrix (T, 88) of 0 and 1, the keys sounding at each step (column 0 is MIDI note 21). The split is
+that of Boulanger-Lewandowski, Bengio and Vincent (2012), https://arxiv.org/abs/1206.6392.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pyro_avrnn.data._files import existing, naming, unreadable
-from pyro_avrnn.data.sequences import Dataset, Sequences
+from pyro_avrnn.data._checks import at_least, decoding, naming, reading
+from pyro_avrnn.data.dataset import SPLITS, Dataset
+from pyro_avrnn.data.sequences import Sequences
 
 _EXPECTED = "a MATLAB 5 file with the cell arrays traindata, validdata and testdata"
 
@@ -24,31 +23,27 @@ def piano_rolls(path: str | Path, *, segment: int | None = None) -> Dataset:
     Args:
         path: the file; one step is a quarter note in JSB_Chorales, an eighth in the others.
         segment: training pieces are cut into segments of at most so many steps; validation and
-            test pieces stay whole, so that their numbers compare with others'. None cuts none.
+            test pieces stay whole, so that their numbers compare with published ones. None cuts
+            none.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not such a file, or a roll is empty, ragged or not of 0 and 1.
     """
-    if segment is not None and segment < 1:
-        raise ValueError(f"segment must be at least 1 step, got {segment}")
-    path = existing(path, _EXPECTED)
-    content = _loadmat(path)
-    train, valid, test = (_part(path, content, key) for key in ("train", "valid", "test"))
-    if segment is not None:
-        train = _cut(train, segment)
-    with naming(path):
+    from scipy.io import loadmat
+
+    at_least(1, segment=segment)
+    with reading(path, _EXPECTED) as file:
+        with decoding(_EXPECTED), file.open("rb") as opened:
+            content = loadmat(opened)
+        train, valid, test = (_part(content, split) for split in SPLITS)
         return Dataset(
-            path.stem,
-            train,
+            file.stem,
+            train if segment is None else _cut(train, segment),
             valid,
             test,
-            mean=0.0,
-            std=1.0,
             kind="binary",
-            frame_seconds=None,
-            sample_rate=None,
-            origin=f"{path.name}: piano rolls in the split of Boulanger-Lewandowski et al. (2012)",
+            origin=f"{file.name}: piano rolls in the split of Boulanger-Lewandowski et al. (2012)",
         )
 
 
@@ -61,29 +56,16 @@ def _cut(data: Sequences, segment: int) -> Sequences:
     return Sequences.from_list(pieces, names)
 
 
-def _loadmat(path: Path) -> dict[str, Any]:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ImportError(f"reading {path} needs scipy: pip install scipy") from error
-    try:
-        with path.open("rb") as file:
-            content: dict[str, Any] = loadmat(file)
-    except Exception as error:  # scipy raises seven kinds of error on damaged files
-        raise unreadable(path, _EXPECTED, error) from error
-    return content
-
-
-def _part(path: Path, content: dict[str, Any], split: str) -> Sequences:
+def _part(content: dict[str, Any], split: str) -> Sequences:
     key = f"{split}data"
     cells = content.get(key)
     if cells is None:
         found = ", ".join(sorted(k for k in content if not k.startswith("__"))) or "nothing"
-        raise ValueError(f"{path} has no variable {key!r}; expected {_EXPECTED}, found {found}")
-    if not isinstance(cells, np.ndarray) or cells.dtype != object:
-        kind = getattr(cells, "dtype", type(cells).__name__)
-        raise ValueError(f"{path}: {key} must be a cell array of matrices (T, 88), got {kind}")
-    with naming(f"{path}: {key}"):
+        raise ValueError(f"there is no variable {key!r}; expected {_EXPECTED}, found {found}")
+    with naming(key):
+        if not isinstance(cells, np.ndarray) or cells.dtype != object:
+            kind = getattr(cells, "dtype", type(cells).__name__)
+            raise ValueError(f"expected a cell array of matrices (T, 88), got {kind}")
         data = Sequences.from_list(cells.ravel(), (f"{split}-{i}" for i in range(cells.size)))
         other = ((data.x != 0) & (data.x != 1)).any(dim=-1).any(dim=-1)
         if other.any():

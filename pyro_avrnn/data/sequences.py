@@ -1,22 +1,19 @@
-"""Padded sequences, data sets split in three, shuffled batches, and the baseline to beat.
+"""Padded sequences and shuffled batches of them.
 
-Data is ``(N, T, X)`` with a prefix mask ``(N, T)``, True = observed; padding is zero. Real data
-are held standardised, ``(raw - mean) / std`` with training statistics, and every density of a
-model of them is in those units; binary data and mu-law levels are held as they are.
+Data is ``(N, T, X)`` with a prefix mask ``(N, T)``, True = observed; padding is zero.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_avrnn.data.companding import level_of
+from inference.densities import check_mask
+from pyro_avrnn.data._checks import at_least
 
 _WINDOW = 8  # batches sorted by length together: enough to save padding, few enough to stay random
 
@@ -32,6 +29,7 @@ class Sequences:
 
     Raises:
         ValueError: if the three do not fit together.
+        TypeError: if ``mask`` is not bool.
 
     Example:
         >>> data = Sequences.from_list([[[1.0], [2.0]], [[3.0]]])
@@ -49,16 +47,8 @@ class Sequences:
                 "x must be a floating tensor of shape (N, T, X), each at least 1, got "
                 f"{self.x.dtype} {tuple(self.x.shape)}; Sequences.from_list builds one"
             )
-        if self.mask.dtype != torch.bool or self.mask.shape != self.x.shape[:2]:
-            raise ValueError(
-                f"mask must be a bool tensor of shape {tuple(self.x.shape[:2])}, got "
-                f"{self.mask.dtype} {tuple(self.mask.shape)}"
-            )
-        if not self.mask[:, 0].all() or (self.mask[:, 1:] & ~self.mask[:, :-1]).any():
-            raise ValueError(
-                "mask must be True on the first steps of each sequence (at least one) and False "
-                "after them, got a gap or an empty row; cut such sequences in two"
-            )
+        if not check_mask(self.mask, self.x.shape[:2])[:, 0].all():
+            raise ValueError("mask must be True on the first step of each sequence, got a False")
         if self.x.count_nonzero(dim=-1)[~self.mask].any():
             raise ValueError("x must be 0 where mask is False, got other values; zero the padding")
         if len(self.names) != len(self.x):
@@ -71,7 +61,7 @@ class Sequences:
         names: Iterable[str] | None = None,
         *,
         dtype: torch.dtype = torch.float32,
-    ) -> Sequences:
+    ) -> "Sequences":
         """Check and pad a list of arrays or tensors of shape (T_i, X).
 
         Args:
@@ -125,7 +115,7 @@ class Sequences:
         """Sequence ``i`` without its padding, shape (T_i, X)."""
         return self.x[i, : int(self.mask[i].sum())]
 
-    def select(self, indices: Sequence[int] | Tensor) -> Sequences:
+    def select(self, indices: Sequence[int] | Tensor) -> "Sequences":
         """The sequences at ``indices``, in that order, cut to the longest of them."""
         chosen = torch.as_tensor(indices).tolist()
         if not isinstance(chosen, list) or any(type(i) is not int for i in chosen):
@@ -141,7 +131,7 @@ class Sequences:
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Sequences:
+    ) -> "Sequences":
         """The same sequences on another device, or with ``x`` in another floating type."""
         return Sequences(self.x.to(device, dtype), self.mask.to(device), self.names)
 
@@ -179,99 +169,12 @@ def _cut(data: Sequences, indices: list[int]) -> tuple[Tensor, Tensor]:
     return data.x[:, :longest][indices], mask[:, :longest]
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Training, validation and test sequences, and how they came from the raw numbers.
-
-    Args:
-        name: short, for tables.
-        train, valid, test: real data are already ``(raw - mean) / std``, others as they are.
-        mean, std: training statistics, shape (X,) or one number; 0 and 1 unless data are real.
-        kind: "real", "binary" (every value 0 or 1) or "mu-law" (centres of 2^bits equal cells of
-            (-1, 1); padding is 0 and no centre).
-        frame_seconds: time from one frame to the next, None where it is not known or not constant.
-        sample_rate: in hertz, where a frame is a piece of waveform, else None.
-        origin: who made the data, from where, under which licence, as far as known.
-        bits: from 1 to 16 for mu-law data, else None.
-
-    Raises:
-        ValueError: an unknown kind, bits that do not go with it, or splits of unequal X.
-    """
-
-    name: str
-    train: Sequences
-    valid: Sequences
-    test: Sequences
-    mean: Tensor | float
-    std: Tensor | float
-    kind: Literal["real", "binary", "mu-law"]
-    frame_seconds: float | None
-    sample_rate: int | None
-    origin: str
-    bits: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("real", "binary", "mu-law"):
-            raise ValueError(f"kind must be 'real', 'binary' or 'mu-law', got {self.kind!r}")
-        if self.kind != "mu-law" and self.bits is not None:
-            raise ValueError(
-                f"bits must be None for data of kind {self.kind!r}, got {self.bits}; only data of "
-                "kind 'mu-law' have levels"
-            )
-        if self.kind == "mu-law" and self.bits not in range(1, 17):
-            raise ValueError(f"bits must be from 1 to 16 for kind 'mu-law', got {self.bits}")
-        sizes = {"train": self.train.x_dim, "valid": self.valid.x_dim, "test": self.test.x_dim}
-        if len(set(sizes.values())) != 1:
-            raise ValueError(f"the splits must have the same number of features, got {sizes}")
-
-    @property
-    def x_dim(self) -> int:
-        """X, the number of features."""
-        return self.train.x_dim
-
-    @property
-    def emission(self) -> dict[str, Any]:
-        """What a recipe takes to score such data: ``emission``, and ``emission_options``.
-
-        Example:
-            >>> from pyro_avrnn.data import vowels
-            >>> vowels().emission
-            {'emission': 'normal'}
-        """
-        if self.kind == "mu-law":
-            return {"emission": "logistic", "emission_options": {"bits": self.bits}}
-        return {"emission": "bernoulli" if self.kind == "binary" else "normal"}
-
-
-def standardise(
-    train: Sequences, valid: Sequences, test: Sequences
-) -> tuple[Sequences, Sequences, Sequences, Tensor, Tensor]:
-    """Standardise each dimension by mean and deviation of the training frames.
-
-    A dimension that is constant in training is centred and not scaled (deviation 1).
-
-    Returns:
-        The three splits, the mean and the deviation, both (X,); all in float32.
-    """
-    frames = train.x[train.mask].double()
-    mean, std = frames.mean(dim=0), frames.std(dim=0, correction=0)
-    constant = (frames == frames[0]).all(dim=0)
-    # set apart, since round-off would leave a deviation of 1e-17 instead of 0
-    mean, std = torch.where(constant, frames[0], mean), torch.where(constant, 1.0, std)
-
-    def apply(data: Sequences) -> Sequences:
-        x = ((data.x - mean) / std).masked_fill(~data.mask[..., None], 0.0)
-        return Sequences(x.float(), data.mask, data.names)
-
-    return apply(train), apply(valid), apply(test), mean.float(), std.float()
-
-
 class Batches:
     """Shuffled batches of sequences of similar length; each ``iter()`` is one epoch.
 
-    The order is drawn by a generator of its own from ``seed`` and the number of the epoch: the
-    same two numbers give the same batches, and the global generators are never touched. Sequences
-    are shuffled, sorted by length in windows of 8 batches, cut into batches, and these shuffled.
+    The order depends on ``seed`` and the number of the epoch alone: the same two numbers give the
+    same batches. Global generators are never touched. Sequences are shuffled, sorted by length in
+    windows of 8 batches, and cut into batches; then the batches are shuffled.
 
     Args:
         data: the sequences; each is in exactly one batch of every epoch.
@@ -280,7 +183,7 @@ class Batches:
         bucket: sort by length inside the windows; False keeps the plain shuffle.
 
     Attributes:
-        epoch: number of the epoch that the next ``iter()`` gives; set it to resume a run.
+        epoch: number of the epoch that the next ``iter()`` starts; set it to resume a run.
 
     Example:
         >>> batches = Batches(Sequences.from_list([[[0.0]] * t for t in (1, 2, 3)]), batch_size=2)
@@ -291,10 +194,8 @@ class Batches:
     def __init__(
         self, data: Sequences, batch_size: int, seed: int = 0, bucket: bool = True
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if seed < 0:
-            raise ValueError(f"seed must be 0 or larger, got {seed}")
+        at_least(1, batch_size=batch_size)
+        at_least(0, seed=seed)
         self.data, self.batch_size, self.seed, self.bucket = data, batch_size, seed, bucket
         self.epoch = 0
 
@@ -316,38 +217,3 @@ class Batches:
         batches = order.split(self.batch_size)
         turns = torch.randperm(len(batches), generator=generator).tolist()
         return (_cut(self.data, batches[i].tolist()) for i in turns)
-
-
-def independent_baseline(data: Dataset) -> float:
-    """Test log-density of a model without time or structure, in nats per frame.
-
-    Each dimension is independent: a normal with the mean and deviation of the training frames
-    (``kind`` "real", in the standardised units), a Bernoulli with add-one smoothing ("binary"), or
-    one histogram of the 2^bits levels, shared by all dimensions, add-one smoothed ("mu-law").
-
-    Returns:
-        The sum over the whole test set divided by its number of frames.
-
-    Raises:
-        ValueError: if a real dimension is constant in training (its normal has no density).
-    """
-    train = data.train.x[data.train.mask].double()  # (frames, X)
-    test = data.test.x[data.test.mask].double()
-    if data.kind == "binary":
-        p = (train.sum(dim=0) + 1) / (len(train) + 2)
-        log_density = test * p.log() + (1 - test) * (-p).log1p()
-    elif data.kind == "mu-law":
-        assert data.bits is not None
-        counts = torch.bincount(level_of(train, data.bits).flatten(), minlength=2**data.bits)
-        p = (counts.double() + 1) / (train.numel() + 2**data.bits)
-        log_density = p.log()[level_of(test, data.bits)]
-    else:
-        mean, var = train.mean(dim=0), train.var(dim=0, correction=0)
-        constant = (train == train[0]).all(dim=0)
-        if constant.any():
-            raise ValueError(
-                f"data {data.name!r} has dimension {int(constant.nonzero()[0])} (counted from 0) "
-                "constant over the training frames, so its normal has no density; drop it"
-            )
-        log_density = -0.5 * ((test - mean) ** 2 / var + var.log() + math.log(2 * math.pi))
-    return float(log_density.sum() / len(test))

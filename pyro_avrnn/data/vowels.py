@@ -1,6 +1,6 @@
-"""Japanese Vowels, the data set inside the package.
+"""Japanese Vowels, the data set that comes with the package.
 
-Nine male speakers say /ae/: 640 series of 12 LPC cepstrum coefficients, one frame each 6.4 ms
+Nine male speakers say /ae/: 640 series of 12 LPC cepstrum coefficients, a frame every 6.4 ms
 (windows of 25.6 ms, audio at 10 kHz), 7 to 29 frames long.
 
 Origin: Kudo, Toyama and Shimbo, "Multidimensional curve classification using passing-through
@@ -13,14 +13,12 @@ aeon 1.6.0 (BSD 3-clause) and changed in form only: from text to float32, in one
 from 1 to 9, ``test`` (640,) bool (the official split) and the strings ``origin`` and ``licence``.
 """
 
-from __future__ import annotations
-
 from importlib import resources
 
 import numpy as np
 import torch
 
-from pyro_avrnn.data.sequences import Dataset, Sequences, standardise
+from pyro_avrnn.data.dataset import Dataset, by_split, standardise
 
 _FILE = "japanese_vowels.npz"
 
@@ -28,9 +26,9 @@ _FILE = "japanese_vowels.npz"
 def vowels() -> Dataset:
     """Japanese Vowels: 240 training, 30 validation and 370 test series, X = 12.
 
-    Training and test are the official parts (270 and 370; the same nine speakers on other
-    occasions). Every ninth of the 270 is held out for validation: 3 or 4 of each speaker. Each
-    dimension is standardised by the frames of the other 240.
+    Training and test are the official parts (270 and 370 series; the same nine speakers on other
+    occasions). Every ninth of the 270 is held out for validation, 3 or 4 of each speaker. Each
+    dimension is standardised by the frames of the remaining 240.
 
     Example:
         >>> data = vowels()
@@ -43,22 +41,12 @@ def vowels() -> Dataset:
             speaker, test = stored["speaker"], stored["test"]
             origin, licence = str(stored["origin"]), str(stored["licence"])
     series = np.split(x, np.cumsum(lengths)[:-1])
-    official = [f"{'test' if t else 'train'}-{i:03d}" for i, t in enumerate(test)]
-    names = [f"speaker{k}/{name}" for k, name in zip(speaker, official, strict=True)]
-    valid = ~test & (np.arange(len(test)) % 9 == 8)  # the 270 training series come first
-
-    def part(chosen: np.ndarray) -> Sequences:
-        where = np.flatnonzero(chosen)
-        return Sequences.from_list(
-            [series[i] for i in where], [names[i] for i in where], dtype=torch.float64
-        )
-
-    splits = standardise(part(~test & ~valid), part(valid), part(test))
-    return Dataset(
-        "vowels",
-        *splits,
-        kind="real",
-        frame_seconds=0.0064,
-        sample_rate=None,
-        origin=f"{origin} Licence: {licence}",
-    )
+    pieces = []
+    for i, (speaks, held, frames) in enumerate(zip(speaker, test, series, strict=True)):
+        part = "test" if held else "train"
+        # the 270 training series come first
+        split = "valid" if not held and i % 9 == 8 else part
+        pieces.append((split, f"speaker{speaks}/{part}-{i:03d}", frames))
+    splits = by_split(pieces, _FILE, torch.float64)
+    origin = f"{origin} Licence: {licence}"
+    return Dataset("vowels", *standardise(*splits), frame_seconds=0.0064, origin=origin)

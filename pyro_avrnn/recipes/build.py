@@ -126,28 +126,32 @@ class Builder:
         self.given: dict[str, Any] = {**sizes, **known, **parts}
         self.config = plain_config(name, self.given)
 
-    def prior(self, h_dim: int) -> nn.Module:
-        """p(z_t | h) of a summary of width ``h_dim``."""
+    def parts(self, encoders: str, **reads: int) -> dict[str, Any]:
+        """Parts of a model by the names of its arguments.
+
+        Args:
+            encoders: features the model has, "x" or "x z".
+            reads: width of what prior, decoder and cell read.
+        """
+        made = {part: getattr(self, f"_{part}")(width) for part, width in reads.items()}
+        dropout = {"x": self.given["dropout"], "z": 0.0}
+        for of in encoders.split():
+            sizes = [self.given[f"{of}_dim"], self.given["h_dim"]]
+            options = {"dropout": dropout[of], "activation": self.given["activation"]}
+            made[f"encode_{of}"] = MLP(sizes, final=True, **options)
+        return made
+
+    def _prior(self, h_dim: int) -> nn.Module:
         kind, options = self._chosen("prior", PRIORS)
         sizes = () if kind is PRIORS["standard"] else (h_dim,)
         return kind(*sizes, self.given["z_dim"], **options)
 
-    def decoder(self, in_dim: int) -> nn.Module:
-        """p(x_t | ...) of inputs of width ``in_dim``."""
+    def _decoder(self, in_dim: int) -> nn.Module:
         kind, options = self._chosen("emission", EMISSIONS, min_scale=self.given["min_scale"])
         return kind(in_dim, self.given["x_dim"], **options)
 
-    def cell(self, in_dim: int) -> Any:
-        """The recurrent cell."""
+    def _cell(self, in_dim: int) -> Any:
         return pick("cell", self.given["cell"], CELLS)(in_dim, self.given["h_dim"])
-
-    def encode_x(self) -> nn.Module:
-        """Features of x."""
-        return self._features(self.given["x_dim"], self.given["dropout"])
-
-    def encode_z(self) -> nn.Module:
-        """Features of z."""
-        return self._features(self.given["z_dim"], 0.0)
 
     def guide(self, model: SequenceModel, known: Mapping[str, Any] = GUIDES) -> SequenceGuide:
         """The guide of a model, which is complete by now."""
@@ -163,10 +167,6 @@ class Builder:
     def recipe(self, model: SequenceModel) -> Recipe:
         """Model and guide."""
         return Recipe(model, self.guide(model), config=self.config)
-
-    def _features(self, in_dim: int, dropout: float) -> nn.Module:
-        sizes, activation = [in_dim, self.given["h_dim"]], self.given["activation"]
-        return MLP(sizes, final=True, dropout=dropout, activation=activation)
 
     def _chosen(self, what: str, known: Mapping[str, Any], **own: Any) -> tuple[Any, Any]:
         kind = pick(what, self.given[what], known)

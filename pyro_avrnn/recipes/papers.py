@@ -55,27 +55,14 @@ def vrnn(
             without a mean.
     """
     build = Builder("vrnn", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
-    model = VRNN(
-        x_dim,
-        z_dim,
-        prior=build.prior(h_dim),
-        decoder=build.decoder(2 * h_dim),
-        cell=build.cell(2 * h_dim),
-        encode_x=build.encode_x(),
-        encode_z=build.encode_z(),
-    )
-    return build.recipe(model)
+    made = build.parts("x z", prior=h_dim, decoder=2 * h_dim, cell=2 * h_dim)
+    return build.recipe(VRNN(x_dim, z_dim, **made))
 
 
 def rnn(x_dim: int, h_dim: int, emission: Part = "normal", **parts: Unpack[Parts]) -> Recipe:
     """RNN without latents, whose guide is empty; arguments as for :func:`vrnn`."""
     build = Builder("rnn", parts, x_dim=x_dim, h_dim=h_dim, emission=emission)
-    model = RNN(
-        x_dim,
-        decoder=build.decoder(h_dim),
-        cell=build.cell(h_dim),
-        encode_x=build.encode_x(),
-    )
+    model = RNN(x_dim, **build.parts("x", decoder=h_dim, cell=h_dim))
     return Recipe(model, NoLatents(model), config=build.config)
 
 
@@ -87,14 +74,7 @@ def vae(
     A prior that would read the past reads a constant here.
     """
     build = Builder("vae", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
-    model = VAE(
-        x_dim,
-        z_dim,
-        prior=build.prior(1),
-        decoder=build.decoder(z_dim),
-        encode_x=build.encode_x(),
-    )
-    return build.recipe(model)
+    return build.recipe(VAE(x_dim, z_dim, **build.parts("x", prior=1, decoder=z_dim)))
 
 
 def storn(
@@ -102,16 +82,8 @@ def storn(
 ) -> Recipe:
     """STORN of Bayer and Osendorfer (2014); arguments as for :func:`vrnn`."""
     build = Builder("storn", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
-    model = STORN(
-        x_dim,
-        z_dim,
-        prior=build.prior(h_dim),
-        decoder=build.decoder(h_dim),
-        cell=build.cell(2 * h_dim),
-        encode_x=build.encode_x(),
-        encode_z=build.encode_z(),
-    )
-    return build.recipe(model)
+    made = build.parts("x z", prior=h_dim, decoder=h_dim, cell=2 * h_dim)
+    return build.recipe(STORN(x_dim, z_dim, **made))
 
 
 def srnn(
@@ -119,15 +91,8 @@ def srnn(
 ) -> Recipe:
     """SRNN of Fraccaro et al. (2016); arguments as for :func:`vrnn`."""
     build = Builder("srnn", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
-    model = SRNN(
-        x_dim,
-        z_dim,
-        prior=build.prior(h_dim + z_dim),
-        decoder=build.decoder(z_dim + h_dim),
-        cell=build.cell(h_dim),
-        encode_x=build.encode_x(),
-    )
-    return build.recipe(model)
+    made = build.parts("x", prior=h_dim + z_dim, decoder=z_dim + h_dim, cell=h_dim)
+    return build.recipe(SRNN(x_dim, z_dim, **made))
 
 
 def dmm(
@@ -139,14 +104,7 @@ def dmm(
     does not read x.
     """
     build = Builder("dmm", parts, x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission)
-    model = DMM(
-        x_dim,
-        z_dim,
-        prior=build.prior(z_dim),
-        decoder=build.decoder(z_dim),
-        encode_x=build.encode_x(),
-    )
-    return build.recipe(model)
+    return build.recipe(DMM(x_dim, z_dim, **build.parts("x", prior=z_dim, decoder=z_dim)))
 
 
 def dsae(
@@ -167,16 +125,8 @@ def dsae(
     """
     sizes = {"x_dim": x_dim, "z_dim": z_dim, "h_dim": h_dim, "f_dim": f_dim}
     build = Builder("dsae", parts, **sizes, emission=emission)
-    model = DSAE(
-        x_dim,
-        z_dim,
-        f_dim,
-        prior=build.prior(h_dim),
-        decoder=build.decoder(z_dim + f_dim),
-        cell=build.cell(h_dim),
-        encode_x=build.encode_x(),
-        encode_z=build.encode_z(),
-    )
+    made = build.parts("x z", prior=h_dim, decoder=z_dim + f_dim, cell=h_dim)
+    model = DSAE(x_dim, z_dim, f_dim, **made)
     guide_of_z = build.guide(model, GUIDES | OF_DSAE)
     return Recipe(model, GlobalGuide(model, guide_of_z, rnn_dim=h_dim), config=build.config)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from inference.calibration import Calibration
 from inference.particles import Filtered, particle_filter
-from pyro_avrnn.cli import plots
+from pyro_avrnn import plots
 from pyro_avrnn.models import LGSSM
 from tests.unit.table import prefix_mask
 

@@ -150,7 +150,7 @@ def test_damaged_files_are_refused(tmp_path: Path, content: bytes, words: list[s
         (lambda: changed(0, 9, -1), ["grey levels", "-1 in line 1"]),
         (lambda: changed(19, 784, 10), ["digits", "0 to 9", "10 in line 20"]),
         (lambda: table()[:, 1:], ["785 numbers", "got 784"]),
-        (lambda: table(3), ["6 images", "valid split", "at least 10"]),
+        (lambda: table(3), ["each split needs", "'valid': 0", "at least 10"]),
     ],
 )
 def test_wrong_tables_are_refused(

@@ -183,10 +183,10 @@ def test_baseline_of_levels_counted_by_hand() -> None:
 @pytest.mark.parametrize(
     ("kind", "bits", "words"),
     [
-        ("mu-law", None, "bits must be from 1 to 16 for kind 'mu-law', got None"),
-        ("mu-law", 17, "got 17"),
-        ("real", 16, "bits must be None for data of kind 'real', got 16"),
-        ("binary", 8, "bits must be None for data of kind 'binary', got 8"),
+        ("mu-law", None, "bits must be from 1 to 16 for data of kind 'mu-law'"),
+        ("mu-law", 17, "got 17 for kind 'mu-law'"),
+        ("real", 16, "None for others, got 16 for kind 'real'"),
+        ("binary", 8, "None for others, got 8 for kind 'binary'"),
         ("mulaw", 8, "kind must be 'real', 'binary' or 'mu-law', got 'mulaw'"),
     ],
 )

@@ -10,8 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from inference import to_arviz
-from pyro_avrnn import recipes
-from pyro_avrnn.cli import plots
+from pyro_avrnn import plots, recipes
 
 LONG = "conditional:weight=0>{}@0.5,standardise=true,critic=lstm"
 
@@ -174,13 +173,13 @@ def _panels(length: int, width: int) -> dict[str, np.ndarray]:
         (12, {"kind": "real"}, ("feature 3", "frame")),
         (1, {"kind": "real", "frame_seconds": 0.0064}, ("feature 0", "time (seconds)")),
         (200, {"kind": "real", "sample_rate": 16000}, ("amplitude", "time (seconds)")),
-        (88, {"kind": "binary"}, ("MIDI note", "frame")),
+        (88, {"kind": "binary"}, ("key", "C4", "step")),
         (5, {"kind": "binary", "frame_seconds": 0.5}, ("feature", "time (seconds)")),
     ],
 )
 @pytest.mark.parametrize("length", [1, 30])
 def test_sequences_of_every_kind(
-    width: int, options: dict[str, Any], labels: tuple[str, str], length: int, drawn: Callable
+    width: int, options: dict[str, Any], labels: tuple[str, ...], length: int, drawn: Callable
 ) -> None:
     panels = _panels(length, width)
     if options["kind"] == "binary":
