@@ -14,7 +14,7 @@ from pyro_avrnn.cli.settings import Comparison, Settings
 
 _BAD_INPUT = (ArithmeticError, ImportError, NotImplementedError, OSError, TypeError, ValueError)
 _COMPARE = """\
-Train an RNN, VRNNs by the ELBO and AVRNNs, or rows of your choice, on the same data.
+Train an RNN, VRNNs and AVRNNs, or rows of your choice, on the same data.
 Score each on held-out sequences; write a table, metrics, pictures, and a posterior for ArviZ."""
 _ROWS = """\
 examples:

@@ -8,10 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -22,19 +21,11 @@ from pyro_avrnn import data
 from pyro_avrnn.cli import report
 from pyro_avrnn.cli.parts import build
 from pyro_avrnn.cli.rows import Training
-from pyro_avrnn.cli.runs import Result, row_folder, run
+from pyro_avrnn.cli.runs import Result, Task, row_folder, run
 from pyro_avrnn.cli.settings import Comparison, Settings
 from pyro_avrnn.data import Dataset
 
 _worker: dict[str, Any] = {}  # of a worker process: its data, and the steps done by task
-
-
-class Task(NamedTuple):
-    """One training with one seed, and the folder for its files."""
-
-    training: Training
-    seed: int
-    folder: Path
 
 
 def compare(comparison: Comparison, settings: Settings, command: str) -> int:
@@ -154,15 +145,19 @@ def _resumed(out: Path, facts: dict[str, Any]) -> list[Result]:
         ValueError: a file of another kind, or trainings from other data or with other settings.
     """
     path, begun = out / "results.json", out / "rows" / "settings.json"
-    here = json.loads(json.dumps(facts))
-    with _own_file(path):
+    reading, here = path, json.loads(json.dumps(facts))
+    try:
         earlier = json.loads(path.read_text()) if path.is_file() else []
         finished = [r for r in earlier if not r["error"]]
         others = [r["row"] for r in finished if not _agree(r, here)]
         kept = [r for r in finished if row_folder(out, r["row"], r["seed"]).is_dir()]
-    with _own_file(begun):
+        reading = begun
         if begun.is_file() and not _agree(json.loads(begun.read_text()), here):
             others.append("one that was begun")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{reading} is not a results file of this command; remove it or leave out --resume"
+        ) from error
     if others:
         raise ValueError(
             f"--resume: {path} holds row {others[0]!r} made from other data or with other "
@@ -177,16 +172,6 @@ def _set_aside(out: Path) -> None:
         (out / "results.json").replace(out / "results.previous.json")
     for begun in (out / "rows").glob("*/checkpoint.pt"):
         begun.unlink()
-
-
-@contextmanager
-def _own_file(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a results file of this command; remove it or leave out --resume"
-        ) from error
 
 
 def _agree(facts: dict[str, Any], here: dict[str, Any]) -> bool:
@@ -247,7 +232,6 @@ def _work(index: int, task: Task, settings: Settings, resume: bool) -> Result:
     def progress(steps: int) -> None:
         _worker["steps"][index] += steps
 
-    training, seed, folder = task
-    result = run(training, seed, _worker["data"], settings, folder, progress, resume)
+    result = run(task, _worker["data"], settings, progress, resume)
     _worker["steps"][index] = settings.steps  # one that stopped early has none to come
     return result

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from inference import seeded
 from pyro_avrnn import data, media, plots, recipes
-from pyro_avrnn.cli.options import AT_LEAST_1, option
+from pyro_avrnn.cli.options import option
 from pyro_avrnn.cli.report import validation_bound
 from pyro_avrnn.cli.runs import Result, row_folder
 from pyro_avrnn.data import Dataset
 from pyro_avrnn.generation import continue_from, generate
 
-_STEP_SECONDS = 0.5  # of music, whose data do not say: quarter notes at 120 a minute
+_STEP_SECONDS = 0.5  # of music, if the data do not tell: quarter notes at 120 a minute
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Generation:
     run: Path = option(MISSING, "folder of an avrnn compare")
     data: str = option("vowels", "data of that comparison")
     row: str | None = option(None, "row of the table (default: best by the validation bound)")
-    count: int = option(2, "sequences of each kind", AT_LEAST_1)
+    count: int = option(2, "sequences of each kind", "at least 1")
     length: int | None = option(
-        None, "steps of a sequence (default: median of the test sequences)", AT_LEAST_1
+        None, "steps of a sequence (default: median of the test sequences)", "at least 1"
     )
     prefix: int | None = option(
         None,
-        "steps that are given of a test sequence (default: a quarter of --length)",
-        AT_LEAST_1,
+        "steps of a test sequence that are given (default: a quarter of --length)",
+        "at least 1",
     )
     seed: int = option(0, "seed of all draws")
     out: Path | None = option(None, "folder to write (default: RUN/generated)")
@@ -53,7 +53,11 @@ def generate_files(options: Generation) -> list[Path]:
         ValueError: an unknown row, other data, or a beginning that leaves no step to draw.
     """
     result = _chosen(options.run, options.row)
-    dataset = _dataset(options.data, result)
+    if options.data == "vowels" and result["data"] != "vowels":
+        raise ValueError(
+            f"--data must be the data of the comparison, {result['data']}, got 'vowels'"
+        )
+    dataset = data.load(options.data, **(result.get("reader") or {}))  # older files have none
     folder = row_folder(options.run, result["row"], result["seed"])
     recipe = recipes.load(folder / "parameters.pt")
     if (dataset.name, dataset.x_dim) != (result["data"], recipe.model.x_dim):
@@ -80,15 +84,6 @@ def _chosen(run: Path, label: str | None) -> Result:
     if not results:
         raise ValueError(f"{path} has no training that went to its end")
     return max((r for r in results if label in (None, r["row"])), key=validation_bound)
-
-
-def _dataset(source: str, result: Result) -> Dataset:
-    """The data, read with the options of the comparison; older files do not have these."""
-    if source == "vowels" and result["data"] != "vowels":
-        raise ValueError(
-            f"--data must be the data of the comparison, {result['data']}, got {source!r}"
-        )
-    return data.load(source, **(result.get("reader") or {}))
 
 
 def _draw(recipe: recipes.Recipe, dataset: Dataset, options: Generation) -> dict[str, Tensor]:

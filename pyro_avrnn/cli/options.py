@@ -5,47 +5,35 @@ The arguments of ``argparse``, the checks and the help are all read from these f
 
 import argparse
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import MISSING, Field, field, fields
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 Options = TypeVar("Options")
-_WIDTH = 96  # columns of the options that are listed at the end of the help
-
-
-class Range(NamedTuple):
-    """Numbers that an option accepts; ``words`` complete the sentence "must be ..."."""
-
-    words: str
-    holds: Callable[[float], bool]
-
-
-AT_LEAST_0 = Range("at least 0", lambda value: value >= 0)
-AT_LEAST_1 = Range("at least 1", lambda value: value >= 1)
-MORE_THAN_0 = Range("more than 0", lambda value: value > 0)
-SHARE = Range("in [0, 1)", lambda value: 0 <= value < 1)
+#: numbers that an option may accept, in words that complete the sentence "must be ..."
+RANGES = {
+    "at least 0": lambda value: value >= 0,
+    "at least 1": lambda value: value >= 1,
+    "more than 0": lambda value: value > 0,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+}
 
 
 def option(
-    default: Any,
-    help: str,
-    within: Range | None = None,
-    *,
-    choices: Iterable[str] = (),
-    flag: str | None = None,
+    default: Any, help: str, within: str = "", *, choices: Iterable[str] = (), flag: str = ""
 ) -> Any:
     """Declare a field of a dataclass as an option.
 
     Args:
         default: of the field; with ``dataclasses.MISSING`` it is a positional argument.
         help: what the option does; the default is added, unless the text mentions it.
-        within: numbers it accepts.
+        within: numbers it accepts, a key of ``RANGES``.
         choices: names it accepts; a ``Literal`` brings its own.
         flag: name on the command line, if it is not the field's.
     """
-    told = {"help": help, "within": within, "choices": tuple(choices), "flag": flag}
-    return field(default=default, metadata=told)
+    about = {"help": help, "within": within, "choices": tuple(choices), "flag": flag}
+    return field(default=default, metadata=about)
 
 
 def options_of(cls: Any) -> dict[str, Field[Any]]:
@@ -65,15 +53,16 @@ def kind_of(f: Field[Any]) -> tuple[Any, tuple[str, ...]]:
 
 
 def check(name: str, f: Field[Any], value: Any, choices: tuple[str, ...] = ()) -> None:
-    """Refuse a value that the option ``name`` does not accept, with a ``ValueError``.
+    """Refuse a value that the option ``name`` does not accept.
 
-    ``choices`` take the place of the field's own.
+    Raises:
+        ValueError: naming the option and what it accepts: ``choices``, if not the field's own.
     """
     choices, within = choices or kind_of(f)[1], f.metadata["within"]
     if choices and value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    if within is not None and not within.holds(value):
-        raise ValueError(f"{name} must be {within.words}, got {value:g}")
+    if within and not RANGES[within](value):
+        raise ValueError(f"{name} must be {within}, got {value:g}")
 
 
 def add_options(parser: argparse.ArgumentParser, cls: Any, title: str) -> None:
@@ -82,18 +71,17 @@ def add_options(parser: argparse.ArgumentParser, cls: Any, title: str) -> None:
     for name, f in options_of(cls).items():
         kind, choices = kind_of(f)
         given: dict[str, Any] = {"help": _help(f), "default": argparse.SUPPRESS}
+        if f.default is MISSING:
+            group.add_argument(name, type=kind, **given)
+            continue
         if kind is bool:
             given["action"] = "store_true"
         else:
-            given |= {"type": kind, "choices": choices or None}
+            metavar = None if choices else kind.__name__.upper()
+            given |= {"type": kind, "choices": choices or None, "metavar": metavar}
         if get_origin(f.type) is tuple:
             given["nargs"] = "+"
-        if f.default is MISSING:
-            group.add_argument(name, **given)
-        else:
-            if kind is not bool and not choices:
-                given["metavar"] = kind.__name__.upper()
-            group.add_argument(_flag(f), dest=name, **given)
+        group.add_argument(_flag(f), dest=name, **given)
 
 
 def read(cls: type[Options], args: argparse.Namespace, **defaults: Any) -> Options:
@@ -114,16 +102,11 @@ def read(cls: type[Options], args: argparse.Namespace, **defaults: Any) -> Optio
 
 def listed(cls: Any) -> str:
     """The options of a dataclass with their help, for the end of ``--help``."""
-    known = options_of(cls)
-    indent = 4 + max(map(len, known))
     lines = []
-    for name, f in known.items():
+    for name, f in options_of(cls).items():
         kind, choices = kind_of(f)
-        text = _help(f, ("true", "false") if kind is bool else choices)
-        first, rest = f"  {name}".ljust(indent), " " * indent
-        lines += textwrap.wrap(
-            text, _WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
-        )
+        text = f"  {name:<15} {_help(f, ('true', 'false') if kind is bool else choices)}"
+        lines += textwrap.wrap(text, 96, subsequent_indent=" " * 18, break_on_hyphens=False)
     return "\n".join(lines)
 
 

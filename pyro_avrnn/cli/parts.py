@@ -6,17 +6,8 @@ import pyro
 import torch
 from pyro.optim import PyroOptim
 
-from inference import (
-    ELBO,
-    FIVO,
-    IWAE,
-    Adversarial,
-    Alternating,
-    clip,
-    gradient_penalty,
-    spectral,
-    wasserstein,
-)
+from inference import ELBO, FIVO, IWAE, Adversarial, Alternating
+from inference.divergences import clip, gradient_penalty, spectral, wasserstein
 from inference.objectives import Objective
 from inference.protocols import Hook
 from pyro_avrnn import recipes
@@ -54,7 +45,7 @@ def build(training: Training, data: Dataset, settings: Settings) -> Parts:
     if training.view is None:
         recipe = recipes.RECIPES[training.model](**arguments)
     else:
-        recipe = _with_critic(training, arguments)
+        recipe = _with_critic(training, training.view, arguments)
         adversarial = _adversarial(training, recipe)
         if training.schedule == "joint":
             hooks, penalties = [adversarial.update], [adversarial]
@@ -72,18 +63,24 @@ def build(training: Training, data: Dataset, settings: Settings) -> Parts:
 
 def _recipe_arguments(training: Training, data: Dataset, settings: Settings) -> dict[str, Any]:
     """What the recipe of the model takes."""
+    own, suited = recipes.OWN[training.model], data.emission
+    emission = training.emission or suited["emission"]
+    if data.kind == "mu-law" and emission != "logistic":
+        raise ValueError(
+            f"mu-law levels are scored by emission=logistic, got {emission!r}, whose densities "
+            "are no bits"
+        )
     arguments: dict[str, Any] = {
         "x_dim": data.x_dim,
         "h_dim": training.h_dim or settings.h_dim,
         "min_scale": settings.min_scale,
         "dropout": training.dropout,
         "activation": training.activation,
-        **_emission(training, data),
+        **(suited if emission == suited["emission"] else {"emission": emission}),
     }
     if training.schedule != "none":
         arguments["z_dim"] = training.z_dim or settings.z_dim
         arguments["prior_gradient"] = training.prior_gradient
-    own = recipes.OWN[training.model]
     for part in ("guide", "prior", "cell"):
         chosen = getattr(training, part)
         if part in own:
@@ -91,17 +88,6 @@ def _recipe_arguments(training: Training, data: Dataset, settings: Settings) -> 
         elif chosen is not None:
             raise ValueError(f"{part} is no part of the model {training.model!r}, got {chosen!r}")
     return arguments
-
-
-def _emission(training: Training, data: Dataset) -> dict[str, Any]:
-    """The emission, with the options that the data set for it."""
-    emission = training.emission or data.emission["emission"]
-    if data.kind == "mu-law" and emission != "logistic":
-        raise ValueError(
-            f"mu-law levels are scored by emission=logistic, got {emission!r}, whose densities "
-            "are no bits"
-        )
-    return data.emission if emission == data.emission["emission"] else {"emission": emission}
 
 
 def _optimiser(training: Training, settings: Settings) -> PyroOptim:
@@ -112,13 +98,12 @@ def _optimiser(training: Training, settings: Settings) -> PyroOptim:
     return pyro.optim.Adam({"lr": lr})
 
 
-def _with_critic(training: Training, arguments: dict[str, Any]) -> recipes.Recipe:
-    assert training.view is not None
+def _with_critic(training: Training, view: str, arguments: dict[str, Any]) -> recipes.Recipe:
     normalised = training.constraint == "spectral"
     return recipes.avrnn(
         **arguments,
         base=training.model,
-        view=training.view,
+        view=view,
         critic=training.critic,
         critic_dim=training.critic_dim,
         critic_activation="groupsort" if normalised else "relu",
@@ -134,12 +119,10 @@ def _adversarial(training: Training, recipe: recipes.Recipe) -> Adversarial:
         "gradient_penalty": lambda: gradient_penalty(training.strength, on=training.on),
         "clip": lambda: clip(training.strength),
     }[training.constraint]()
-    parameters, lr = recipe.critic.parameters(), training.critic_lr
-    optim: torch.optim.Optimizer
+    parameters, lr = list(recipe.critic.parameters()), training.critic_lr
+    optim: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.9))
     if training.constraint == "clip":
         optim = torch.optim.RMSprop(parameters, lr=lr)
-    else:
-        optim = torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.9))
     return Adversarial(
         recipe.critic,
         divergence=wasserstein(constraint),

@@ -87,17 +87,9 @@ def write(out: Path, results: list[Result], dataset: Dataset) -> None:
 
 
 def illustrate(out: Path, best: Result, dataset: Dataset) -> list[Path]:
-    """Write a posterior and pictures of one held-out sequence, under one training's parameters.
+    """Write a posterior and pictures of one held-out sequence, by the model of ``best``.
 
     The sequence is the one of median length in the reported split, without its padding.
-
-    Args:
-        out: folder of the comparison, where the files are written.
-        best: the training's entry of results.json.
-        dataset: what it was trained on.
-
-    Returns:
-        The files written.
     """
     recipe = recipes.load(row_folder(out, best["row"], best["seed"]) / "parameters.pt")
     split = getattr(dataset, best["split"])
@@ -108,12 +100,15 @@ def illustrate(out: Path, best: Result, dataset: Dataset) -> list[Path]:
         posterior = to_arviz(recipe.model, recipe.guide, x, frame_seconds=dataset.frame_seconds)
         posterior.attrs["row"] = title
         posterior.to_netcdf(str(out / "posterior.nc"))
-        return [
-            out / "posterior.nc",
+        pictures = [
             _sequences(recipe, x, dataset, out / "sequences.png", title),
             plots.latent_posterior(posterior, out / "posterior.png", title=title),
-            _filter(recipe, x, out / "filter.png", title),
         ]
+        with seeded(0), torch.no_grad():
+            health = particle_filter(recipe.model, recipe.guide, x.unsqueeze(0), num_particles=128)
+    title = f"Do 128 particles live? {title}"
+    pictures.append(plots.particle_health(health, out / "filter.png", title=title))
+    return [out / "posterior.nc", *pictures]
 
 
 def _sequences(
@@ -135,14 +130,6 @@ def _sequences(
         frame_seconds=dataset.frame_seconds,
         title=title,
     )
-
-
-@torch.no_grad()
-def _filter(recipe: recipes.Recipe, x: Tensor, path: Path, title: str) -> Path:
-    """Picture of a particle filter on one sequence."""
-    with seeded(0):
-        filtered = particle_filter(recipe.model, recipe.guide, x.unsqueeze(0), num_particles=128)
-    return plots.particle_health(filtered, path, title=f"Do 128 particles live? {title}")
 
 
 @torch.no_grad()

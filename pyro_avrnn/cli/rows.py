@@ -5,21 +5,12 @@ A weight is a number, or ``start>stop@fraction``: linear over that fraction of t
 constant.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from inference import Ramp
-from pyro_avrnn.cli.options import (
-    AT_LEAST_0,
-    AT_LEAST_1,
-    MORE_THAN_0,
-    SHARE,
-    check,
-    kind_of,
-    option,
-    options_of,
-)
+from pyro_avrnn.cli.options import check, kind_of, option, options_of
 from pyro_avrnn.critics import CRITICS, VIEWS
 from pyro_avrnn.emissions import EMISSIONS
 from pyro_avrnn.guides import GUIDES
@@ -29,8 +20,6 @@ from pyro_avrnn.recipes import OF_DSAE, WITH_LATENTS
 
 #: a number, or (start, stop, fraction of the run)
 Weight = float | tuple[float, float, float]
-
-
 _EMISSIONS = [name for name in EMISSIONS if name != "categorical"]  # which needs its classes
 
 
@@ -45,21 +34,21 @@ class Training:
     kl: Weight = option(1.0, "weight of the KL term: a number, or start>stop@fraction of the run")
     weight: Weight = option(0.0, "weight of the critic's penalty, likewise")
     model: str = option("vrnn", "model", choices=WITH_LATENTS)
-    z_dim: int | None = option(None, "Z, if different from --z-dim", AT_LEAST_1)
-    h_dim: int | None = option(None, "H, if different from --h-dim", AT_LEAST_1)
+    z_dim: int | None = option(None, "Z, if different from --z-dim", "at least 1")
+    h_dim: int | None = option(None, "H, if different from --h-dim", "at least 1")
     emission: str | None = option(
         None, "distribution of x_t, if not the one that suits the data", choices=_EMISSIONS
     )
     bound: Literal["elbo", "iwae", "fivo"] = option("elbo", "bound on log p(x) that is maximised")
-    particles: int = option(1, "particles of this bound", AT_LEAST_1)
+    particles: int = option(1, "particles of this bound", "at least 1")
     dropout: float = option(
-        0.0, "share of x's features hidden from recurrence and guide in training", SHARE
+        0.0, "share of x's features hidden from recurrence and guide in training", "in [0, 1)"
     )
     activation: str = option(
         "relu", "activation of all hidden layers of model and guide", choices=ACTIVATIONS
     )
-    lr: float | None = option(None, "learning rate, if different from --lr", MORE_THAN_0)
-    weight_decay: float | None = option(None, "if different from --weight-decay", AT_LEAST_0)
+    lr: float | None = option(None, "learning rate, if different from --lr", "more than 0")
+    weight_decay: float | None = option(None, "if different from --weight-decay", "at least 0")
     guide: str | None = option(
         None,
         "guide, if not the model's own; full and factorised go with dsae",
@@ -142,57 +131,39 @@ def _vary(training: Training, options: str) -> Training:
     return replace(training, **values)
 
 
-def _joint(view: str) -> list[tuple[str, str, str, str]]:
-    # where the two sides have paths of their own, the critic must be Lipschitz in these too
-    sees = f"view={view},on={'all' if view == 'trajectory_redrawn' else 'z'}"
-    return [
-        (
-            view,
-            "joint",
-            f"VRNN, no KL, critic with the view {view}",
-            f"{sees},kl=0,weight=0>10@0.5",
-        ),
-        (
-            f"{view}+kl",
-            "joint",
-            f"VRNN, annealed KL, critic with the view {view}",
-            f"{sees},kl=0>1@0.5,weight=0>1@0.5",
-        ),
-    ]
-
-
-#: trainings by the name of their row
-ROWS: dict[str, Training] = {
-    name: _vary(Training(name, schedule, summary), options)
-    for name, schedule, summary, options in (
-        ("rnn", "none", "RNN without latents: does z help at all?", "model=rnn"),
-        ("elbo", "elbo", "VRNN, the ELBO from the first step", ""),
-        ("elbo-annealed", "elbo", "VRNN, KL weight from 0 to 1: the row to beat", "kl=0>1@0.5"),
-        ("iwae", "iwae", "VRNN, the importance-weighted bound", "bound=iwae,particles=4"),
-        ("fivo", "fivo", "VRNN, the particle filter's bound", "bound=fivo,particles=4"),
-        (
-            "alternating",
-            "alternating",
-            "AVRNN, the paper's algorithms 1 and 2 to the letter",
-            "view=trajectory_redrawn,kl=0,guide=residual,prior_gradient=false,critic=lstm,"
-            "constraint=clip,strength=0.01,critic_steps=5,critic_lr=5e-5",
-        ),
-        *(row for view in VIEWS for row in _joint(view)),
-    )
+#: schedule, summary and options of a row, by its name
+_NAMED = {
+    "rnn": ("none", "RNN without latents: does z help at all?", "model=rnn"),
+    "elbo": ("elbo", "VRNN, the ELBO from the first step", ""),
+    "elbo-annealed": ("elbo", "VRNN, KL weight from 0 to 1: the row to beat", "kl=0>1@0.5"),
+    "iwae": ("iwae", "VRNN, the importance-weighted bound", "bound=iwae,particles=4"),
+    "fivo": ("fivo", "VRNN, the particle filter's bound", "bound=fivo,particles=4"),
+    "alternating": (
+        "alternating",
+        "AVRNN, the paper's algorithms 1 and 2 to the letter",
+        "view=trajectory_redrawn,kl=0,guide=residual,prior_gradient=false,critic=lstm,"
+        "constraint=clip,strength=0.01,critic_steps=5,critic_lr=5e-5",
+    ),
 }
-
-
-def default_rows(schedules: Iterable[str], views: Iterable[str]) -> list[str]:
-    """Rows to compare where the user names none."""
-    names = {
-        "elbo": ["elbo", "elbo-annealed"],
-        "alternating": ["alternating"],
-        "joint": [f"{view}{suffix}" for view in views for suffix in ("", "+kl")],
-    }
-    return [
-        "rnn",
-        *(name for schedule in names if schedule in schedules for name in names[schedule]),
-    ]
+# where the two sides have paths of their own, the critic must be Lipschitz in these, too
+_SEES = {v: f"view={v},on={'all' if v == 'trajectory_redrawn' else 'z'}" for v in VIEWS}
+_NAMED |= {
+    v: ("joint", f"VRNN, no KL, critic of view {v}", f"{sees},kl=0,weight=0>10@0.5")
+    for v, sees in _SEES.items()
+}
+_NAMED |= {
+    f"{v}+kl": (
+        "joint",
+        f"VRNN, annealed KL, critic of view {v}",
+        f"{sees},kl=0>1@0.5,weight=0>1@0.5",
+    )
+    for v, sees in _SEES.items()
+}
+#: trainings by the name of their row
+ROWS = {
+    name: _vary(Training(name, schedule, summary), options)
+    for name, (schedule, summary, options) in _NAMED.items()
+}
 
 
 def parse(text: str) -> Training:

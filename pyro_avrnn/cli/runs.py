@@ -5,23 +5,16 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro.infer import SVI
 
-from inference import (
-    Checkpointing,
-    DegenerateWeightsError,
-    NonFiniteLossError,
-    Records,
-    Validation,
-    evaluate,
-    fit,
-    particle_filter,
-    seeded,
-)
+from inference import DegenerateWeightsError, NonFiniteLossError, evaluate, particle_filter, seeded
+from inference.checkpoints import Checkpointing
+from inference.training import Records, fit
+from inference.validation import Validation
 from pyro_avrnn import recipes
 from pyro_avrnn.cli.parts import Parts, build
 from pyro_avrnn.cli.rows import Training
@@ -31,49 +24,51 @@ from pyro_avrnn.data import Batches, Dataset, Sequences
 Result = dict[str, Any]  #: an entry of results.json
 
 
+class Task(NamedTuple):
+    """One training with one seed, and the folder for its files."""
+
+    training: Training
+    seed: int
+    folder: Path
+
+
 def run(
-    training: Training,
-    seed: int,
+    task: Task,
     data: Dataset,
     settings: Settings,
-    folder: Path,
     progress: Callable[[int], None],
     resume: bool = False,
 ) -> Result:
     """Train and evaluate once, with a parameter store of its own.
 
     Args:
-        training: what to train.
-        seed: of initial weights, batches and draws.
+        task: what to train. The seed is that of initial weights, batches and draws; the folder
+            gets ``parameters.pt`` (the best by the validation bound) and ``metrics.csv``.
         data: all three splits; training, validation and the split to report are used.
         settings: shared by all trainings.
-        folder: for ``parameters.pt`` (the best by the validation bound), ``metrics.csv``.
         progress: called with the number of steps done since the last call.
         resume: go on with a training that was interrupted in this folder.
 
     Returns:
         An entry of results.json; ``error`` says in one sentence why training stopped early, if so.
     """
+    training, seed, folder = task
     folder.mkdir(parents=True, exist_ok=True)
     with pyro.get_param_store().scope(), seeded(seed):
         parts = build(training, data, settings)
-        trained, error = _train(parts, data, settings, seed, folder, progress, resume)
+        trained, error = _train(parts, task, data, settings, progress, resume)
         numbers, failure = _evaluate(parts, data, settings, seed)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     modules = (parts.recipe.model, parts.recipe.guide)
     return {
         "row": training.label,
-        "model": training.model,
-        "objective": training.objective,
-        "view": training.view,
-        "schedule": training.schedule,
+        **{name: getattr(training, name) for name in ("model", "objective", "view", "schedule")},
         "seed": seed,
         "data": data.name,
         "split": settings.split,
         "commit": commit(),
         **numbers,
         **trained,
-        **_bits(numbers, data),
         "error": error or failure,
         "parameters": sum(p.numel() for module in modules for p in module.parameters()),
         "settings": asdict(settings),
@@ -92,36 +87,30 @@ def commit() -> str | None:
 
     Changed results in the same checkout do not count.
     """
-    code = ["--", "pyro_avrnn", "inference"]
     try:
-        head, changed = (
-            subprocess.run(
-                ["git", *command],
-                cwd=Path(__file__).parents[2],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.strip()
-            for command in (
-                ["rev-parse", "--short=12", "HEAD"],
-                ["status", "--porcelain", "--untracked-files=no", *code],
-            )
-        )
+        head = _git("rev-parse", "--short=12", "HEAD")
+        untouched = ("--porcelain", "--untracked-files=no", "--", "pyro_avrnn", "inference")
+        return head + ("-dirty" if _git("status", *untouched) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{head}-dirty" if changed else head
+
+
+def _git(*command: str) -> str:
+    here = Path(__file__).parents[2]
+    done = subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def _train(
     parts: Parts,
+    task: Task,
     data: Dataset,
     settings: Settings,
-    seed: int,
-    folder: Path,
     progress: Callable[[int], None],
     resume: bool,
 ) -> tuple[dict[str, Any], str | None]:
     """Train and save the best parameters; what came of it, and the error if it stopped early."""
+    _, seed, folder = task
     recipe, checkpoint = parts.recipe, folder / "checkpoint.pt"
     if not (resume and checkpoint.is_file()):  # else the best so far are saved there already
         recipes.save(recipe, folder / "parameters.pt")
@@ -182,7 +171,7 @@ def _evaluate(
     scored: Sequences = getattr(data, settings.split)
     particles = settings.num_particles if model.z_dim else 1  # without z one is exact
     try:
-        evaluation = evaluate(
+        numbers: dict[str, Any] = evaluate(
             model,
             guide,
             scored.x,
@@ -192,18 +181,13 @@ def _evaluate(
             seed=seed,
             adversarial=parts.adversarial,
             train=(data.train.x, data.train.mask) if model.z_dim else None,
-        )
-        return evaluation.as_dict(), None
+        ).as_dict()
     except DegenerateWeightsError as error:
         absent = ("elbo", "iwae", "fivo", "reconstruction", "kl")
-        numbers: dict[str, Any] = dict.fromkeys(f"{name}_per_frame" for name in absent)
+        numbers = dict.fromkeys(f"{name}_per_frame" for name in absent)
         numbers |= {"num_particles": particles, "frames": scored.num_frames}
         return numbers | {"sequences": len(scored)}, f"evaluation stopped: {error}"
-
-
-def _bits(numbers: dict[str, Any], data: Dataset) -> dict[str, float]:
-    """Bits per sample of mu-law speech, by the best bound."""
-    bounds = [numbers[f"{name}_per_frame"] for name in ("elbo", "iwae", "fivo")]
-    if data.kind != "mu-law" or None in bounds:
-        return {}
-    return {"bits_per_sample": -max(bounds) / (data.x_dim * math.log(2.0))}
+    if data.kind == "mu-law":  # by the best bound
+        best = max(numbers[f"{name}_per_frame"] for name in ("elbo", "iwae", "fivo"))
+        numbers["bits_per_sample"] = -best / (data.x_dim * math.log(2.0))
+    return numbers, None

@@ -6,7 +6,7 @@ import torch
 
 from pyro_avrnn import data
 from pyro_avrnn.cli import compare
-from pyro_avrnn.cli.runs import run
+from pyro_avrnn.cli.runs import Task, run
 from pyro_avrnn.cli.settings import Comparison, Settings
 
 
@@ -23,11 +23,10 @@ def serial(single: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings in this process: a worker process costs seconds, and is tested once below."""
 
     def train(
-        tasks: list[compare.Task], comparison: Comparison, settings: Settings
+        tasks: list[Task], comparison: Comparison, settings: Settings
     ) -> Iterator[dict[str, Any]]:
         loaded = data.load(comparison.data, **comparison.reader_options())
-        for training, seed, folder in tasks:
-            resume = comparison.resume
-            yield run(training, seed, loaded, settings, folder, lambda steps: None, resume)
+        for task in tasks:
+            yield run(task, loaded, settings, lambda steps: None, comparison.resume)
 
     monkeypatch.setattr(compare, "train", train)

@@ -15,7 +15,7 @@ import torch
 from pyro_avrnn import data, recipes
 from pyro_avrnn.cli import compare, main
 from pyro_avrnn.cli.rows import parse
-from pyro_avrnn.cli.runs import row_folder, run
+from pyro_avrnn.cli.runs import Task, row_folder, run
 from pyro_avrnn.cli.settings import Comparison, Settings
 from pyro_avrnn.data import Dataset
 
@@ -67,7 +67,8 @@ def trained(
 ) -> tuple[dict[str, Any], list[int]]:
     """A row's result, and the steps announced."""
     progress, settings = Progress(interrupt_at), Settings(**SETTINGS | changes)
-    return run(parse(text), seed, waves, settings, folder, progress, resume), progress.announced
+    task = Task(parse(text), seed, folder)
+    return run(task, waves, settings, progress, resume), progress.announced
 
 
 def without_time(result: dict[str, Any]) -> dict[str, Any]:
@@ -170,12 +171,12 @@ def serial(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     interrupt: list[int | None] = [None]
 
     def train(
-        tasks: list[compare.Task], comparison: Comparison, settings: Settings
+        tasks: list[Task], comparison: Comparison, settings: Settings
     ) -> Iterator[dict[str, Any]]:
         progress = Progress(interrupt[0])
         loaded = data.load(comparison.data, **comparison.reader_options())
-        for training, seed, folder in tasks:
-            yield run(training, seed, loaded, settings, folder, progress, comparison.resume)
+        for task in tasks:
+            yield run(task, loaded, settings, progress, comparison.resume)
 
     monkeypatch.setattr(compare, "train", train)
     # tables and pictures are tested elsewhere
