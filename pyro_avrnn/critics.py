@@ -16,7 +16,8 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from pyro_avrnn.networks import LSTM, MLP, broadcast_cat
+from pyro_avrnn.networks import LSTM, MLP
+from pyro_avrnn.shapes import broadcast_cat
 
 #: a name of ``VIEWS``, or a function of step densities that shows something else
 View = str | Callable[..., Any]

@@ -1,10 +1,11 @@
 """Emissions p(x_t | z_t, h): decoders that map (phi(z_t), h) to a distribution over x_t.
 
-An emission says how wide its inputs and its event are (``in_dim``, ``x_dim``) and which values it
-can score (``support``), in words too (``expects``), so that a model refuses other data with one
-sentence instead of returning a density that means nothing.
+An emission states the widths of its inputs and its event (``in_dim``, ``x_dim``) and the values it
+can score (``support``; in words, ``expects``), so that a model refuses other data with a sentence
+instead of returning a meaningless density.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,24 +13,24 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
-from torch.nn import functional as F
 
 from pyro_avrnn.logistics import Cells, MixtureOfLogistics
-from pyro_avrnn.networks import MLP, NormalNetwork, broadcast_cat
+from pyro_avrnn.networks import MLP, NormalNetwork, diagonal_normal, positive
+from pyro_avrnn.shapes import at_least, broadcast_cat
 
 
 class NormalEmission(NormalNetwork):
-    """p(x_t | z_t, h) = N(mu, diag sigma^2) with an explicit floor under sigma.
+    """Diagonal normal p(x_t | z_t, h) with an explicit floor under its scale.
 
-    The density is unbounded as sigma goes to zero, so a number without its floor means nothing:
-    report both.
+    The density is unbounded as the scale goes to zero, so a log-density means nothing without its
+    floor: report both.
 
     Args:
         in_dim: width of phi(z_t) and h together.
         x_dim: X, the event size.
         hidden: widths of the hidden layers.
         min_scale: the floor, in units of the (standardised) data.
-        activation: of the hidden layers.
+        activation: of the hidden layers, a name of ``ACTIVATIONS``.
     """
 
     support = constraints.real
@@ -48,29 +49,8 @@ class NormalEmission(NormalNetwork):
         self.x_dim = x_dim
 
 
-class _Decoder(nn.Module):
-    """What the other emissions share: their sizes, and one network for all their parameters."""
-
-    def __init__(
-        self, in_dim: int, x_dim: int, hidden: Sequence[int], outputs: int, activation: str
-    ) -> None:
-        super().__init__()
-        self.in_dim, self.x_dim = in_dim, x_dim
-        self.net = MLP([in_dim, *hidden, outputs], activation=activation)
-
-
-class BernoulliEmission(_Decoder):
-    """p(x_t | z_t, h): independent Bernoullis, for data of 0 and 1 such as piano rolls.
-
-    Args:
-        in_dim: width of phi(z_t) and h together.
-        x_dim: X, the event size.
-        hidden: widths of the hidden layers.
-        activation: of the hidden layers.
-    """
-
-    support = constraints.boolean
-    expects: ClassVar[str] = "0 and 1 only"
+class _Decoder(nn.Module, ABC):
+    """Base of the other emissions: one network gives all parameters of the distribution."""
 
     def __init__(
         self,
@@ -79,29 +59,56 @@ class BernoulliEmission(_Decoder):
         hidden: Sequence[int] = (64,),
         *,
         activation: str = "relu",
+        **own: float,
     ) -> None:
-        super().__init__(in_dim, x_dim, hidden, x_dim, activation)
+        super().__init__()
+        self.in_dim, self.x_dim = in_dim, x_dim
+        outputs = self._set_up(**own)
+        self.net = MLP([in_dim, *hidden, outputs], activation=activation)
 
     def forward(self, *inputs: Tensor) -> dist.Distribution:
         """The distribution given inputs of shapes ``(*batch, F_i)``; event shape ``(X,)``."""
-        logits = self.net(broadcast_cat(*inputs))
-        return dist.Bernoulli(logits=logits, validate_args=False).to_event(1)
+        return self._distribution(self.net(broadcast_cat(*inputs)))
+
+    @abstractmethod
+    def _set_up(self, *args: Any, **own: Any) -> int:
+        """Keep the options that only this emission has, and return the network's output width."""
+
+    @abstractmethod
+    def _distribution(self, out: Tensor) -> dist.Distribution:
+        """The distribution with these outputs of the network."""
+
+
+class BernoulliEmission(_Decoder):
+    """Independent Bernoullis p(x_t | z_t, h), for data of 0 and 1 such as piano rolls.
+
+    Args:
+        in_dim, x_dim, hidden, activation: as for :class:`NormalEmission`.
+    """
+
+    support = constraints.boolean
+    expects: ClassVar[str] = "0 and 1 only"
+
+    def _set_up(self) -> int:
+        return self.x_dim
+
+    def _distribution(self, out: Tensor) -> dist.Distribution:
+        return dist.Bernoulli(logits=out, validate_args=False).to_event(1)
 
 
 class MixtureOfNormalsEmission(_Decoder):
-    r"""p(x_t | z_t, h) = :math:`\sum_c \pi_c\,N(\mu_c, \mathrm{diag}\,\sigma_c^2)`, with a floor.
+    r"""Mixture of normals :math:`\sum_c \pi_c\,N(\mu_c, \mathrm{diag}\,\sigma_c^2)` with a floor.
 
-    One component is drawn for the whole frame, so that features depend on each other.
+    One component is drawn for the whole frame, so features depend on each other. As with a
+    normal, the density is unbounded: report the floor.
     Source: Chung et al. (2015), https://arxiv.org/abs/1506.02216, section 4: the VRNN-GMM and
-    RNN-GMM, with 20 components. Like a normal's, the density is unbounded: report the floor.
+    RNN-GMM, with 20 components.
 
     Args:
-        in_dim: width of phi(z_t) and h together.
-        x_dim: X, the event size.
-        hidden: widths of the hidden layers.
-        num_components: C, at least 2.
-        min_scale: the floor under every sigma, in units of the (standardised) data.
-        activation: of the hidden layers.
+        in_dim, x_dim, hidden, activation: as for :class:`NormalEmission`.
+        num_components: C, at least 2 (default 10).
+        min_scale: the floor under every scale, in units of the (standardised) data (default
+            0.001).
 
     Raises:
         ValueError: fewer than two components, or a negative floor.
@@ -110,41 +117,24 @@ class MixtureOfNormalsEmission(_Decoder):
     support = constraints.real
     expects: ClassVar[str] = "finite real numbers"
 
-    def __init__(
-        self,
-        in_dim: int,
-        x_dim: int,
-        hidden: Sequence[int] = (64,),
-        *,
-        num_components: int = 10,
-        min_scale: float = 1e-3,
-        activation: str = "relu",
-    ) -> None:
-        if num_components < 2:
-            raise ValueError(
-                f"num_components must be at least 2, got {num_components}; use NormalEmission "
-                "for a single normal"
-            )
-        if min_scale < 0:
-            raise ValueError(f"min_scale must not be negative, got {min_scale}")
-        super().__init__(in_dim, x_dim, hidden, num_components * (2 * x_dim + 1), activation)
+    def _set_up(self, num_components: int = 10, min_scale: float = 1e-3) -> int:
+        at_least(2, "; use NormalEmission for a single normal", num_components=num_components)
+        at_least(0, min_scale=min_scale)
         self.num_components, self.min_scale = num_components, min_scale
+        return num_components * (2 * self.x_dim + 1)
 
-    def forward(self, *inputs: Tensor) -> dist.Distribution:
-        """The distribution given inputs of shapes ``(*batch, F_i)``; event shape ``(X,)``."""
-        out = self.net(broadcast_cat(*inputs))
+    def _distribution(self, out: Tensor) -> dist.Distribution:
         logits, rest = out[..., : self.num_components], out[..., self.num_components :]
         loc, raw = rest.unflatten(-1, (2, self.num_components, self.x_dim)).unbind(-3)
-        scale = self.min_scale + F.softplus(raw + 0.5)  # the bias is NormalNetwork's
         return dist.MixtureSameFamily(
             dist.Categorical(logits=logits, validate_args=False),
-            dist.Normal(loc, scale, validate_args=False).to_event(1),
+            diagonal_normal(loc, positive(raw, self.min_scale)),
             validate_args=False,
         )
 
 
 class Classes(dist.Categorical):
-    """Categorical over 0 .. C-1 whose values are floating, as all data here are.
+    """Categorical over 0 .. C-1 whose values are floating-point numbers, like all data here.
 
     Args:
         logits: ``(*batch, C)``.
@@ -156,7 +146,7 @@ class Classes(dist.Categorical):
             self._validate_sample(value)
         return super().log_prob(value.long())
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Classes in the dtype of the logits."""
         return super().sample(Size(sample_shape)).to(self.logits.dtype)
 
@@ -166,110 +156,80 @@ class Classes(dist.Categorical):
 
     @property
     def mean(self) -> Tensor:
-        """Expected index, ``(*batch)``: of use where the classes are ordered."""
+        """Expected index, ``(*batch)``, which is useful where the classes are ordered."""
         index = torch.arange(self.logits.shape[-1]).to(self.probs)
         return (self.probs * index).sum(dim=-1)
 
     @property
     def mode(self) -> Tensor:
-        """The likeliest class, ``(*batch)``."""
+        """The most probable class, ``(*batch)``."""
         return self.logits.argmax(dim=-1).to(self.logits.dtype)
 
 
 class CategoricalEmission(_Decoder):
-    """p(x_t | z_t, h): independent categoricals, for data of classes 0 .. C-1.
+    """Independent categoricals p(x_t | z_t, h), for data of classes 0 .. C-1.
 
     Args:
-        in_dim: width of phi(z_t) and h together.
-        x_dim: X, the event size.
-        hidden: widths of the hidden layers.
-        num_classes: C, at least 2.
-        activation: of the hidden layers.
+        in_dim, x_dim, hidden, activation: as for :class:`NormalEmission`.
+        num_classes: C, at least 2; has no default.
 
     Raises:
         ValueError: fewer than two classes.
     """
 
-    def __init__(
-        self,
-        in_dim: int,
-        x_dim: int,
-        hidden: Sequence[int] = (64,),
-        *,
-        num_classes: int,
-        activation: str = "relu",
-    ) -> None:
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        super().__init__(in_dim, x_dim, hidden, x_dim * num_classes, activation)
+    def _set_up(self, *, num_classes: int) -> int:
+        at_least(2, num_classes=num_classes)
         self.num_classes = num_classes
         self.support = constraints.integer_interval(0, num_classes - 1)
         self.expects = f"integers from 0 to {num_classes - 1}"
+        return self.x_dim * num_classes
 
-    def forward(self, *inputs: Tensor) -> dist.Distribution:
-        """The distribution given inputs of shapes ``(*batch, F_i)``; event shape ``(X,)``."""
-        logits = self.net(broadcast_cat(*inputs)).unflatten(-1, (self.x_dim, self.num_classes))
+    def _distribution(self, out: Tensor) -> dist.Distribution:
+        logits = out.unflatten(-1, (self.x_dim, self.num_classes))
         return Classes(logits=logits, validate_args=False).to_event(1)
 
 
 class DiscretisedLogisticMixture(_Decoder):
-    r"""p(x_t | z_t, h): every feature a mixture of logistics over 2^bits levels of (-1, 1).
+    r"""Mixture of logistics p(x_t | z_t, h) for every feature, on 2^bits levels of (-1, 1).
 
-    A log-mass is at most 0, and a uniform guess is worth ``-bits ln 2`` nats a feature, so that
-    numbers of different papers can be compared, unlike densities.
+    A log-mass is at most 0, and a uniform guess is worth ``-bits ln 2`` nats a feature, so numbers
+    of different papers can be compared, unlike log-densities.
 
-    The floor under the log scale matters all the same: a cell's largest mass is
+    The floor under the log scale still matters: the largest mass of a cell is
     :math:`\tanh(2^{-\mathrm{bits}} e^{-\mathrm{floor}} / 2)`. At the sources' floor of -7 that is
-    0.97 at 8 bits and 0.0084, 6.9 bits a feature, at 16. Levels of speech at rest, of which few
-    are used, would pay for narrower components; state the floor with the number.
+    0.97 at 8 bits and 0.0084, 6.9 bits a feature, at 16. Speech at rest uses few levels and would
+    gain from narrower components. State the floor with the number.
 
     Source: Salimans et al. (2017), https://arxiv.org/abs/1701.05517, eq. 2; with 10 components on
-    16-bit mu-law speech: Havtorn et al. (2022), https://arxiv.org/abs/2202.12707. Departures: no
-    density at the middle of a cell stands in for its mass, and each feature draws a component of
-    its own, where the code of Havtorn et al. draws one for all features of a frame.
+    16-bit mu-law speech: Havtorn et al. (2022), https://arxiv.org/abs/2202.12707. Departures: the
+    mass of a cell is exact, not approximated by the density at its middle; each feature draws its
+    own component, where the code of Havtorn et al. draws one for all features of a frame.
 
     Args:
-        in_dim: width of phi(z_t) and h together.
-        x_dim: X, the event size.
-        hidden: widths of the hidden layers.
-        bits: from 1 to 16; x holds centres of 2^bits equal cells of (-1, 1).
-        num_components: C, at least 2.
-        min_log_scale: the floor, from -20 to 0, in units of ln x.
-        activation: of the hidden layers.
+        in_dim, x_dim, hidden, activation: as for :class:`NormalEmission`.
+        bits: from 1 to 16 (default); x holds centres of 2^bits equal cells of (-1, 1).
+        num_components: C, at least 2 (default 10).
+        min_log_scale: the floor, from -20 to 0 (default -7), in units of ln x.
 
     Raises:
         ValueError: bits, components or floor outside these ranges.
     """
 
-    def __init__(
-        self,
-        in_dim: int,
-        x_dim: int,
-        hidden: Sequence[int] = (64,),
-        *,
-        bits: int = 16,
-        num_components: int = 10,
-        min_log_scale: float = -7.0,
-        activation: str = "relu",
-    ) -> None:
+    def _set_up(
+        self, bits: int = 16, num_components: int = 10, min_log_scale: float = -7.0
+    ) -> int:
         if bits not in range(1, 17):
             raise ValueError(f"bits must be from 1 to 16, got {bits}")
-        if num_components < 2:
-            raise ValueError(
-                f"num_components must be at least 2, got {num_components}; a mixture of one is no "
-                "mixture"
-            )
+        at_least(2, "; a mixture of one is no mixture", num_components=num_components)
         if not -20.0 <= min_log_scale <= 0.0:
             raise ValueError(f"min_log_scale must be from -20 to 0, got {min_log_scale}")
-        super().__init__(in_dim, x_dim, hidden, 3 * num_components * x_dim, activation)
         self.bits, self.num_components, self.min_log_scale = bits, num_components, min_log_scale
         self.support = Cells(bits)
         self.expects = f"mu-law levels: centres of {2**bits:,} equal cells of (-1, 1)"
         self.padding = 0.5**bits  # zero itself is the border of two cells
+        return 3 * num_components * self.x_dim
 
-    def forward(self, *inputs: Tensor) -> dist.Distribution:
-        """The distribution given inputs of shapes ``(*batch, F_i)``; event shape ``(X,)``."""
-        out = self.net(broadcast_cat(*inputs))
+    def _distribution(self, out: Tensor) -> dist.Distribution:
         parameters = out.unflatten(-1, (3, self.num_components, self.x_dim))
         return MixtureOfLogistics(parameters, self.bits, self.min_log_scale, validate_args=False)
 

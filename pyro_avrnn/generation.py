@@ -1,37 +1,33 @@
-"""What a trained model says by itself: free runs, continuations of a prefix, and swapped f.
+"""Generate sequences from a model: free runs, continuations of a prefix, and swaps of f.
 
-Everything here draws from torch's global random state, keeps no gradient, and runs in evaluation
-mode (no dropout); every part of model and guide then goes back to the mode it was in.
+Every function draws from torch's global random state, keeps no gradient, and runs in evaluation
+mode (no dropout). Afterwards every part of model and guide returns to its own mode.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import pyro.distributions as dist
 import torch
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
+from torch.distributions import Distribution
 
+from inference.modes import evaluating
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
+from pyro_avrnn.shapes import at_least
 
 
 @torch.no_grad()
 def generate(
-    model: SequenceModel,
-    size: int,
-    length: int,
-    *,
-    mean: bool = False,
-    f: Tensor | None = None,
+    model: SequenceModel, size: int, length: int, *, mean: bool = False, f: Tensor | None = None
 ) -> Tensor:
-    """Sequences the model makes up: every latent from its prior, every observation fed back.
+    """Generate sequences: latents come from the prior, and every observation is fed back.
 
     Args:
         model: any sequence model.
-        size: B, sequences.
+        size: B, number of sequences.
         length: T, steps of each.
-        mean: the emission's mean at every step, fed back, instead of a draw from the emission;
-            latents are drawn all the same. Means of binary data are no binary data.
+        mean: take the emission's mean at every step, and feed it back, instead of a draw. Latents
+            are still drawn. Means of binary data are not binary.
         f: the latent that all steps share, ``(B, F)``, or ``(F,)`` for all sequences; None draws
             it from its prior. Only for models that have one.
 
@@ -47,8 +43,10 @@ def generate(
         >>> generate(recipes.vrnn(x_dim=3, z_dim=2, h_dim=5).model, size=4, length=6).shape
         torch.Size([4, 6, 3])
     """
-    _at_least_one(size=size, length=length)
-    with _evaluating(model):
+    at_least(1, size=size, length=length)
+    if f is not None:
+        _require_f("f", model)
+    with evaluating(model):
         state = model.init(Size((size,)))
         if model.f_dim:
             f = model.prior_f(Size((size,))).sample() if f is None else f
@@ -58,8 +56,6 @@ def generate(
                     f"got {tuple(f.shape)}"
                 )
             state = model.condition(state, f.expand(size, -1))
-        elif f is not None:
-            raise ValueError(_without_f("f", model))
         return _free_run(model, state, length, mean)
 
 
@@ -75,21 +71,21 @@ def continue_from(
     num_particles: int = 64,
     mean: bool = False,
 ) -> Tensor:
-    r"""Draws of :math:`x_{T+1}, \dots, x_{T+S}` given :math:`x_{1:T}`.
+    r"""Draw continuations :math:`x_{T+1}, \dots, x_{T+S}` given :math:`x_{1:T}`.
 
     The guide draws K paths of latents along the prefix. Each continuation takes one of them with
-    probability proportional to its importance weight, so that its path is one of the posterior as
-    K grows (of any K where the guide is the posterior), and runs freely from there.
+    probability proportional to its importance weight, and runs freely from its end. As K grows,
+    the path becomes a draw of the posterior; if the guide is the posterior, any K will do.
     Source: Smith and Gelfand (1992), https://doi.org/10.1080/00031305.1992.10475856 (the weighted
     bootstrap).
 
-    The continuations of a sequence share its K paths: many more of them than K show the
-    emission's noise more than what is unknown about the prefix.
+    All continuations of a sequence share its K paths: if there are many more of them than K, they
+    show the emission's noise rather than the uncertainty about the prefix.
 
     Args:
-        model, guide: the model, and what proposes its latents.
+        model, guide: the model, and the guide that proposes its latents.
         x: prefixes ``(B, T, X)``.
-        mask: ``(B, T)`` bool, a prefix, or None; each sequence goes on from its own last step.
+        mask: ``(B, T)`` bool, a prefix, or None; each sequence continues from its own last step.
         steps: S, how many to add.
         num_continuations: N, of each sequence.
         num_particles: K.
@@ -99,8 +95,8 @@ def continue_from(
         ``(N, B, S, X)``.
 
     Raises:
-        ValueError: a number below 1, a prefix without steps, weights that are all zero or no
-            numbers, or data the model cannot score.
+        ValueError: a number below 1, a prefix without steps, weights that are all zero or not
+            numbers, or data that the model cannot score.
         NotImplementedError: ``mean`` with an emission that does not know its mean.
 
     Example:
@@ -110,8 +106,8 @@ def continue_from(
         >>> continue_from(r.model, r.guide, x, steps=2, num_continuations=7).shape
         torch.Size([7, 4, 2, 3])
     """
-    _at_least_one(steps=steps, num_continuations=num_continuations, num_particles=num_particles)
-    with _evaluating(model, guide):
+    at_least(1, steps=steps, num_continuations=num_continuations, num_particles=num_particles)
+    with evaluating(model, guide):
         x, mask = _with_steps(model, x, mask)
         d = model.rollout(guide, x, mask, num_particles)
         chosen = _choose(d.log_weight.sum(dim=0), num_continuations)  # (N, B)
@@ -132,10 +128,10 @@ def swap_f(
     *,
     mean: bool = True,
 ) -> Tensor:
-    """Sequences emitted again, each with its own z_{1:T} and the f of another one.
+    """Emit sequences again, each with its own z_{1:T} and the f of another sequence.
 
-    If f holds what does not change along a sequence (who speaks) and z what does (what is said),
-    the result says the same in the other's voice. Source: Li and Mandt (2018),
+    If f holds what is constant along a sequence (who speaks) and z what changes (what is said),
+    the result says the same in another voice. Source: Li and Mandt (2018),
     https://arxiv.org/abs/1803.02991, section 4.
 
     Latents are one draw of the guide. A model whose recurrence reads x reads the data here.
@@ -152,23 +148,23 @@ def swap_f(
 
     Raises:
         ValueError: a model without f, an order that is not B indices, a sequence without steps,
-            or data the model cannot score.
+            or data that the model cannot score.
         NotImplementedError: ``mean`` with an emission that does not know its mean.
     """
-    if not model.f_dim:
-        raise ValueError(_without_f("swap_f", model))
-    with _evaluating(model, guide):
+    _require_f("swap_f", model)
+    with evaluating(model, guide):
         x, mask = _with_steps(model, x, mask)
         taken = _indices(order, x)
         own = model.rollout(guide, x, mask)
         assert own.f is not None  # f_dim > 0
         d = model.rollout(guide, x, mask, z=own.z, f=own.f[:, taken])
+        assert d.emission is not None
         emitted = _mean(d.emission) if mean else d.emission.sample()  # (T, 1, B, X)
         return torch.where(mask.unsqueeze(-1), emitted.squeeze(1).transpose(0, 1), 0.0)
 
 
 def _free_run(model: SequenceModel, state: Any, steps: int, mean: bool) -> Tensor:
-    """``(*batch, S, X)`` from a state ``(*batch, ...)`` on."""
+    """Observations ``(*batch, S, X)`` of the steps that follow a state ``(*batch, ...)``."""
     observations = []
     for _ in range(steps):
         z_t = model.transition(state).sample() if model.z_dim else model.hidden(state)[..., :0]
@@ -180,18 +176,18 @@ def _free_run(model: SequenceModel, state: Any, steps: int, mean: bool) -> Tenso
 
 
 def _choose(log_weight: Tensor, count: int) -> Tensor:
-    """``(N, B)`` particles, each with probability proportional to its weight, of ``(K, B)``."""
+    """``(N, B)`` particles of ``(K, B)``, each with probability proportional to its weight."""
     usable = log_weight.isfinite().any(dim=0) & (log_weight < torch.inf).all(dim=0)
     if not bool(usable.all()):
         raise ValueError(
-            "every prefix must have a particle of positive weight to go on from, got weights that "
-            f"are all zero or no numbers for sequence {int((~usable).nonzero()[0])} (counted from "
-            "0); use more particles, or a guide trained on such data"
+            "every prefix must have a particle of positive weight to continue from, got weights "
+            f"that are all zero or not numbers for sequence {int((~usable).nonzero()[0])} "
+            "(counted from 0); use more particles, or a guide trained on such data"
         )
     return torch.multinomial(log_weight.t().softmax(dim=-1), count, replacement=True).t()
 
 
-def _mean(emission: dist.Distribution) -> Tensor:
+def _mean(emission: Distribution) -> Tensor:
     try:
         return emission.mean
     except NotImplementedError:
@@ -202,9 +198,9 @@ def _mean(emission: dist.Distribution) -> Tensor:
 
 
 def _with_steps(model: SequenceModel, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Data and mask as the model checks them, every sequence with a step at least."""
+    """Data and mask as the model checks them, with at least one step of every sequence."""
     if x is None:
-        raise ValueError("x (B, T, X) is needed; generate makes up sequences without data")
+        raise ValueError("x (B, T, X) is needed; generate makes sequences without data")
     x, mask_ = model.check(x, mask)
     empty = ~mask_.any(dim=1)
     if bool(empty.any()):
@@ -229,27 +225,9 @@ def _indices(order: Sequence[int] | Tensor, x: Tensor) -> Tensor:
     return given.long()
 
 
-def _without_f(what: str, model: SequenceModel) -> str:
-    return (
-        f"{what} needs a model with a latent that all steps share, which {type(model).__name__} "
-        "has not (f_dim 0); models.DSAE (recipes.dsae) has one"
-    )
-
-
-def _at_least_one(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-@contextmanager
-def _evaluating(*modules: nn.Module) -> Iterator[None]:
-    """In evaluation mode inside; every part then goes back to its own mode."""
-    before = [(part, part.training) for module in modules for part in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in before:
-            part.training = mode
+def _require_f(what: str, model: SequenceModel) -> None:
+    if not model.f_dim:
+        raise ValueError(
+            f"{what} needs a model with a latent that all steps share, but {type(model).__name__} "
+            "has none (f_dim 0); models.DSAE (recipes.dsae) has one"
+        )

@@ -1,8 +1,9 @@
-"""Guides q(z_t | ...): what they read of the data, and the family of the proposal.
+"""Guides q(z_t | ...), swappable in two ways: what they read of the data, and their family.
 
-Reading is an encoder's matter (none: x_t alone; a recurrent one: x up to t, from t on, or all),
-the family that of the class: normal, prior mean plus a correction, inverse autoregressive flow,
-or a normal that ignores the path of z. Any encoder goes with any class.
+The encoder decides what is read (without one x_t alone; with a recurrent one x up to t, from t on,
+or all of x). The class decides the family: a normal, the prior's mean plus a correction, an
+inverse autoregressive flow, or a normal that ignores the path of z. Any encoder goes with any
+class.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,35 +15,44 @@ from pyro.distributions import transforms
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Size, Tensor, nn
 
-from pyro_avrnn.networks import (
-    ACTIVATIONS,
-    NormalNetwork,
-    RecurrentEncoder,
-    agree,
-    broadcast_cat,
-    diagonal_normal,
-)
+from pyro_avrnn.networks import ACTIVATIONS, NormalNetwork, RecurrentEncoder, diagonal_normal
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
+from pyro_avrnn.shapes import agree, at_least, broadcast_cat
+
+
+def require_latents(guide: SequenceGuide, model: SequenceModel) -> None:
+    """Check that a model has latents for a guide to propose.
+
+    Raises:
+        ValueError: a model without latents.
+    """
+    if not model.z_dim:
+        raise ValueError(
+            f"a {type(guide).__name__} proposes latents, but {type(model).__name__} has none "
+            "(z_dim 0); use NoLatents"
+        )
 
 
 class FilteringGuide(SequenceGuide):
-    """q(z_t | c_t, h_t), a diagonal normal; without an encoder it sees x_t and the past.
+    """Diagonal normal q(z_t | c_t, h_t); without an encoder it sees x_t and the past.
 
     Source: Chung et al. (2015), eq. 9.
 
     Args:
         model: the model whose latents are proposed; its features of x are borrowed.
         hidden: widths of the hidden layers.
-        encoder: maps features ``(B, T, C)`` and mask to what is read of them, ``(B, T, C')``,
-            such as :class:`~pyro_avrnn.networks.RecurrentEncoder`; None for the features. One
-            of one's own says its width, ``out_dim``, and ``smoothing = True`` if what it says
-            of step t depends on x after t.
+        encoder: maps features ``(B, T, C)`` and a mask to c ``(B, T, C')``, such as
+            :class:`~pyro_avrnn.networks.RecurrentEncoder`; None passes the features on. Your own
+            encoder states its width as ``out_dim``, and ``smoothing = True`` if c_t depends on x
+            after t.
         min_scale: floor of the proposal's scale.
-        activation: of the hidden layers.
+        activation: of the hidden layers, a name of ``ACTIVATIONS``.
 
     Raises:
         ValueError: an encoder made for features of another width, or a model without latents.
     """
+
+    reads_state = True
 
     def __init__(
         self,
@@ -52,36 +62,27 @@ class FilteringGuide(SequenceGuide):
         encoder: nn.Module | None = None,
         min_scale: float = 1e-3,
         activation: str = "relu",
+        **own: int,
     ) -> None:
         super().__init__(model)
-        if not model.z_dim:
-            raise ValueError(
-                f"a {type(self).__name__} proposes latents, but {type(model).__name__} has none "
-                "(z_dim 0); use NoLatents"
-            )
+        require_latents(self, model)
         c_dim = model.c_dim
         if encoder is not None:
-            agree(
-                "the features of x",
-                model=c_dim,
-                encoder=getattr(encoder, "in_dim", None),
-            )
+            agree("the features of x", model=c_dim, encoder=getattr(encoder, "in_dim", None))
             c_dim = encoder.out_dim  # type: ignore[assignment]
         self.encoder = encoder
         self.smoothing = bool(getattr(encoder, "smoothing", False))
+        in_dim = c_dim + (model.h_dim if self.reads_state else 0)
         self.network = NormalNetwork(
-            c_dim + self._state_dim(model),
-            self.z_dim,
-            hidden,
-            min_scale=min_scale,
-            activation=activation,
+            in_dim, self.z_dim, hidden, min_scale=min_scale, activation=activation
         )
+        self._set_up(model, **own)
 
-    def _state_dim(self, model: SequenceModel) -> int:
-        return model.h_dim
+    def _set_up(self, model: SequenceModel) -> None:
+        """Finish a subclass's guide, given the options that only this one has."""
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """What is read of the data, ``(B, T, C)``."""
+        """The encoder's outputs, or the features of x, ``(B, T, C)``."""
         features = self.features(x)
         return features if self.encoder is None else self.encoder(features, mask)
 
@@ -91,10 +92,10 @@ class FilteringGuide(SequenceGuide):
 
 
 class SmoothingGuide(FilteringGuide):
-    """q(z_t | x_{t:T}, h_t): a backward GRU has read the future of x.
+    """Diagonal normal q(z_t | x_{t:T}, h_t): a backward GRU reads the future of x.
 
-    What the exact posterior of a state-space model depends on. Source: Krishnan et al. (2017),
-    https://arxiv.org/abs/1609.09869, section 4 ("DKS"); Fraccaro et al. (2016), eq. 10.
+    The exact posterior of a state-space model depends on the same x. Source: Krishnan et al.
+    (2017), https://arxiv.org/abs/1609.09869, section 4 ("DKS"); Fraccaro et al. (2016), eq. 10.
 
     Args:
         model, hidden, min_scale, activation: as for :class:`FilteringGuide`.
@@ -119,31 +120,19 @@ class SmoothingGuide(FilteringGuide):
 class ResidualGuide(FilteringGuide):
     r"""Proposal mean = prior mean + correction: :math:`\mu_q = \mu_p(h_t) + r(c_t, h_t)`.
 
-    Source: Fraccaro et al. (2016), section 3.3 ("res_q"); "using the mean from the prior" in
-    the text on AVRNN. The guide starts close to the prior's path, so it learns the correction.
+    The guide starts close to the prior's path and learns the correction. Source: Fraccaro et al.
+    (2016), section 3.3 ("res_q"); "using the mean from the prior" in the text on AVRNN.
 
     Args:
         model, hidden, encoder, min_scale, activation: as for :class:`FilteringGuide`.
-        prior_gradient: whether the guide's gradient reaches the prior (and what feeds it)
-            through the prior mean. False stops it, so that reconstruction cannot move the prior.
+        prior_gradient: whether the guide's gradient reaches the prior (and its inputs) through
+            the prior mean (default True). False stops it: reconstruction cannot move the prior.
 
     Raises:
-        NotImplementedError: a prior that does not know its mean, such as a flow.
+        NotImplementedError: a prior without a known mean, such as a flow.
     """
 
-    def __init__(
-        self,
-        model: SequenceModel,
-        hidden: Sequence[int] = (64,),
-        *,
-        encoder: nn.Module | None = None,
-        min_scale: float = 1e-3,
-        activation: str = "relu",
-        prior_gradient: bool = True,
-    ) -> None:
-        super().__init__(
-            model, hidden, encoder=encoder, min_scale=min_scale, activation=activation
-        )
+    def _set_up(self, model: SequenceModel, prior_gradient: bool = True) -> None:
         self.prior_gradient = prior_gradient
         with torch.no_grad():
             prior = model.transition(model.init(Size((1,))))
@@ -164,47 +153,33 @@ class ResidualGuide(FilteringGuide):
 
 
 class FlowGuide(FilteringGuide):
-    """q(z_t | c_t, h_t): a normal sent through inverse autoregressive flows that read c_t and h_t.
+    """Normalising flow q(z_t | c_t, h_t): a normal, then inverse autoregressive flows.
 
-    Draws and their own densities cost one pass a flow; the density of a z from elsewhere costs Z.
+    The flows read c_t and h_t as well. One pass a flow gives a draw and its density; the density
+    of a z from elsewhere takes Z passes.
     Source: Kingma et al. (2016), https://arxiv.org/abs/1606.04934; Pyro's transforms.
 
     Args:
         model, hidden, encoder, min_scale, activation: as for :class:`FilteringGuide`.
-        num_flows: the order of z's dimensions is reversed from one to the next.
+        num_flows: number of flows (default 2); each takes z's dimensions in the reverse order of
+            the one before.
 
     Raises:
         ValueError: fewer than two dimensions, or fewer than one flow.
     """
 
-    def __init__(
-        self,
-        model: SequenceModel,
-        hidden: Sequence[int] = (64,),
-        *,
-        encoder: nn.Module | None = None,
-        min_scale: float = 1e-3,
-        activation: str = "relu",
-        num_flows: int = 2,
-    ) -> None:
-        super().__init__(
-            model, hidden, encoder=encoder, min_scale=min_scale, activation=activation
-        )
-        if self.z_dim < 2:
-            raise ValueError(
-                f"z_dim must be at least 2 for FlowGuide, got {self.z_dim}; use FilteringGuide"
-            )
-        if num_flows < 1:
-            raise ValueError(f"num_flows must be at least 1, got {num_flows}")
+    def _set_up(self, model: SequenceModel, num_flows: int = 2) -> None:
+        at_least(2, "; use FilteringGuide instead of FlowGuide", z_dim=self.z_dim)
+        at_least(1, num_flows=num_flows)
         order = torch.arange(self.z_dim)
         self.flows = nn.ModuleList(
             transforms.ConditionalAffineAutoregressive(
                 ConditionalAutoRegressiveNN(
                     self.z_dim,
                     self.network.in_dim,
-                    [max(width, self.z_dim) for width in hidden],
+                    [max(width, self.z_dim) for width in self.network.hidden],
                     permutation=order.flip(0) if i % 2 else order,
-                    nonlinearity=ACTIVATIONS[activation](),
+                    nonlinearity=ACTIVATIONS[self.network.activation](),
                 )
             )
             for i in range(num_flows)
@@ -219,17 +194,16 @@ class FlowGuide(FilteringGuide):
 
 
 class MeanFieldGuide(FilteringGuide):
-    """q(z_t | c_t): a normal that depends on the data alone, not on the path of z.
+    """Diagonal normal q(z_t | c_t) that depends on the data alone, not on the path of z.
 
-    Without an encoder q(z_t | x_t), as in a VAE; with a forward one q(z_t | x_{1:t}), as in
+    Without an encoder it is q(z_t | x_t), as in a VAE; with a forward one q(z_t | x_{1:t}), as in
     STORN; with one in both directions q(z_t | x_{1:T}).
 
     Args:
         model, hidden, encoder, min_scale, activation: as for :class:`FilteringGuide`.
     """
 
-    def _state_dim(self, model: SequenceModel) -> int:
-        return 0
+    reads_state = False
 
     def proposal(self, state: Any, c_t: Tensor) -> dist.Distribution:
         """q(z_t | c_t), event shape ``(Z,)``."""
@@ -240,10 +214,10 @@ class NoLatents(SequenceGuide):
     """The empty guide of a model with Z = 0: no sites, log q = 0.
 
     Args:
-        model: has no latents.
+        model: a model without latents.
 
     Raises:
-        ValueError: a model with latents, which nobody would propose.
+        ValueError: a model with latents.
     """
 
     def __init__(self, model: SequenceModel) -> None:
@@ -260,7 +234,7 @@ class NoLatents(SequenceGuide):
         return diagonal_normal(nothing, nothing)
 
 
-#: by the names that recipes and the command line take: the class, and what its encoder reads
+#: By the names that recipes and the command line take: the class, and what its encoder reads.
 GUIDES: dict[str, tuple[Callable[..., FilteringGuide], str | None]] = {
     "filtering": (FilteringGuide, None),
     "residual": (ResidualGuide, None),

@@ -1,5 +1,6 @@
-"""Mixtures of logistics on levels: exact masses, stable in float32, and fast enough for speech."""
+"""Mixtures of logistics on discrete levels: exact masses, stable in float32, fast on speech."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -13,8 +14,8 @@ from torch.nn import functional as F
 class Cells(constraints.Constraint):
     """The centres ``(2k + 1) / 2^bits - 1`` of 2^bits equal cells of (-1, 1).
 
-    A value may be off its centre by 1/64 of a cell: centres are exact in float32, but not every
-    way of computing them is.
+    A value may differ from the centre by 1/64 of a cell: centres are exact in float32, but not
+    every way of computing them is.
 
     Args:
         bits: from 1 to 16.
@@ -34,25 +35,25 @@ class Cells(constraints.Constraint):
         return ((cell - nearest).abs() <= 1 / 64) & (nearest >= -half) & (nearest < half)
 
 
-#: exp(50) is wider than any use; beyond it float32 would round a cell's mass to 0, its log to -inf
+#: Scales of exp(50) serve no purpose; beyond, float32 rounds a cell's mass to 0, its log to -inf.
 _MAX_LOG_SCALE = 50.0
 
 
 class MixtureOfLogistics(dist.TorchDistribution):
     r"""Independent features, each a mixture of logistics on 2^bits levels; event shape ``(X,)``.
 
-    A level's mass is that of its cell, the first and last cell taking the tails. For an inner
-    cell from a to b, in units of the scale about the location, of width :math:`2w = b - a`,
+    A level has the mass of its cell; the first and last cell include the tails. For an inner cell
+    from a to b, in units of the scale about the location, of width :math:`2w = b - a`,
 
     .. math:: \sigma(b) - \sigma(a) = \sigma(b)\,\sigma(-a)\,(1 - e^{-2w}),
 
-    which has nothing to cancel, for w is known by itself. So masses are exact to round-off and
-    sum to 1, however narrow or wide a component is, and log-masses and their gradients are finite.
+    where nothing cancels, as w is known directly. Masses are therefore exact to round-off and sum
+    to 1 for components of any width, and log-masses and their gradients are finite.
 
     Args:
         parameters: ``(*batch, 3, C, X)``: logits, locations and log scales of C components.
         bits: from 1 to 16.
-        min_log_scale: log scales below it are raised to it (and there get no gradient).
+        min_log_scale: log scales below it are raised to it, and get no gradient.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -73,8 +74,10 @@ class MixtureOfLogistics(dist.TorchDistribution):
         """Centres of cells."""
         return constraints.independent(Cells(self.bits), 1)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "MixtureOfLogistics":
-        """The same with a larger batch shape; no memory is copied."""
+    def expand(
+        self, batch_shape: Sequence[int], _instance: "MixtureOfLogistics | None" = None
+    ) -> "MixtureOfLogistics":
+        """The same distribution with a larger batch shape, without copying memory."""
         parameters = self.parameters.expand(*batch_shape, *self.parameters.shape[-3:])
         return type(self)(parameters, self.bits, self.min_log_scale, self._validate_args)
 
@@ -89,7 +92,7 @@ class MixtureOfLogistics(dist.TorchDistribution):
         out: Tensor = _LogMass.apply(parameters, flat, self.bits, self.min_log_scale)
         return out.reshape(batch)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Levels, ``(*sample_shape, *batch, X)``."""
         with torch.no_grad():
             logits, loc, scale = self._components()
@@ -107,7 +110,7 @@ class MixtureOfLogistics(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the mixture, cut off at -1 and 1; within half a cell of the levels' mean."""
+        """Mean of the mixture truncated to (-1, 1), within half a cell of the levels' mean."""
         logits, loc, scale = self._components()
         width, low = 2 / scale, (loc - 1) / scale
         # the integral of a logistic cdf over (-1, 1), in the form that cancels nothing
@@ -125,10 +128,10 @@ class MixtureOfLogistics(dist.TorchDistribution):
 class _LogMass(torch.autograd.Function):
     """Log-mass of levels, summed over features; parameters ``(N, 3, C, X)``, values ``(N, 1, X)``.
 
-    This is where training on speech spends its time. Left to autograd, some thirty intermediate
-    tensors of the parameters' size would be kept, and memory, not arithmetic, sets the pace. So
-    rows go through in blocks that stay in the processor's cache, nothing is kept between forward
-    and backward, and the gradient, known in closed form, is written once.
+    Training on speech spends its time here. Autograd would keep some thirty intermediate tensors
+    of the parameters' size, and memory, not arithmetic, limits the speed. Rows therefore pass in
+    blocks that fit the processor's cache, nothing is kept between forward and backward, and the
+    gradient, known in closed form, is written once.
     """
 
     @staticmethod
@@ -159,7 +162,7 @@ class _LogMass(torch.autograd.Function):
 
 
 class _Terms:
-    """Cells of N values under N times C components, tensors ``(N, C, X)``; worked on in place.
+    """Cells of N values under N times C components, tensors ``(N, C, X)``, computed in place.
 
     Args:
         parameters: ``(N, 3, C, X)``.
@@ -198,7 +201,7 @@ class _Terms:
 
 
 def _blocks(parameters: Tensor) -> list[slice]:
-    """Rows taken together: half a megabyte a tensor, which caches hold; on other devices more."""
+    """Slices of rows: half a megabyte a tensor, which fits a cache; more on other devices."""
     most = 2**17 if parameters.device.type == "cpu" else 2**25
     step = max(1, most // max(1, parameters[0, 0].numel())) if len(parameters) else 1
     return [slice(i, i + step) for i in range(0, len(parameters), step)]

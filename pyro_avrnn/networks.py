@@ -1,75 +1,20 @@
-"""Feed-forward networks that return tensors or normals, and recurrent cells that look alike.
+"""Networks that parts are made of: perceptrons, diagonal normals, recurrent cells and encoders.
 
 Every module broadcasts over leading dimensions: ``(*batch, features)`` in, ``(*batch, ...)`` out.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
+from pyro_avrnn.shapes import at_least, broadcast_cat, broadcast_leading
 
-def broadcast_cat(*tensors: Tensor) -> Tensor:
-    """Concatenate along the last dimension, broadcasting all others.
-
-    Args:
-        tensors: shapes ``(*batch_i, F_i)`` whose batch shapes broadcast together.
-
-    Returns:
-        Shape ``(*batch, F_1 + F_2 + ...)``.
-    """
-    batch = _common(*(t.shape[:-1] for t in tensors))
-    return torch.cat(
-        [t if t.shape[:-1] == batch else t.expand(*batch, t.shape[-1]) for t in tensors], dim=-1
-    )
-
-
-def agree(what: str, **sizes: Any) -> None:
-    """That parts have one width in common; a part that does not tell its own is left out.
-
-    Args:
-        what: of which the parts state the width.
-        sizes: what each part says, by the part's name; None where it does not say.
-
-    Raises:
-        ValueError: naming the parts and their sizes.
-
-    Example:
-        >>> agree("h", cell=64, prior=64, decoder=None)
-    """
-    said = {part: size for part, size in sizes.items() if size is not None}
-    if len(set(said.values())) > 1:
-        listed = " and ".join(f"{part}: {size}" for part, size in said.items())
-        raise ValueError(
-            f"parts must agree on the width of {what}, got {listed}; build them alike"
-        )
-
-
-def width(name: str, *parts: Any) -> int | None:
-    """The sum of a size that parts say as attribute ``name`` (or are, if numbers); or None.
-
-    Example:
-        >>> width("out_dim", MLP([2, 5]), 3), width("out_dim", nn.Identity())
-        (8, None)
-    """
-    sizes = [part if isinstance(part, int) else getattr(part, name, None) for part in parts]
-    return None if None in sizes else sum(sizes)  # type: ignore[arg-type]
-
-
-def _common(*shapes: Size) -> Size:
-    """``torch.broadcast_shapes``, without its cost where one shape ends in all the others."""
-    longest = max(shapes, key=len)
-    if all(not shape or longest[-len(shape) :] == shape for shape in shapes):
-        return longest
-    return torch.broadcast_shapes(*shapes)
-
-
-#: A ReLU whose input is negative for all data never learns again: in narrow networks trained with
-#: large steps many units may die, more or fewer by the luck of the seed. The others cannot.
+#: Activations by name. A ReLU whose input is negative for all data stops learning: in narrow
+#: networks trained with large steps many units may die, depending on the seed. The others do not.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "elu": nn.ELU,
@@ -79,12 +24,12 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class MLP(nn.Sequential):
-    """Linear layers with activations between them; ``sizes`` lists all widths, input to output.
+    """Linear layers with activations between them.
 
     Args:
-        sizes: at least two widths.
+        sizes: all widths from input to output, at least two.
         final: whether an activation follows the last layer too.
-        dropout: in training, the share of inputs set to zero, the others being scaled up.
+        dropout: probability of zeroing an input in training mode; the others are scaled up.
         activation: a name of ``ACTIVATIONS``.
     """
 
@@ -105,26 +50,29 @@ class MLP(nn.Sequential):
         if len(sizes) < 2:
             raise ValueError(f"sizes must list at least input and output width, got {sizes}")
         layers: list[nn.Module] = []
-        for i, (width_in, width_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-            layers.append(nn.Linear(width_in, width_out))
-            if final or i < len(sizes) - 2:
-                layers.append(ACTIVATIONS[activation]())
-        super().__init__(*layers)
+        for width_in, width_out in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(width_in, width_out), ACTIVATIONS[activation]()]
+        super().__init__(*(layers if final else layers[:-1]))
         self.in_dim, self.out_dim = sizes[0], sizes[-1]
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(*batch, sizes[0])`` in, ``(*batch, sizes[-1])`` out."""
+        """Map ``(*batch, sizes[0])`` to ``(*batch, sizes[-1])``."""
         return super().forward(F.dropout(x, self.dropout, self.training) if self.dropout else x)
 
 
 def diagonal_normal(loc: Tensor, scale: Tensor) -> dist.Distribution:
     """Independent normals, event shape ``(D,)``.
 
-    The arguments are not validated: ``scale`` is positive by construction here, and parameters
-    that stop being finite are reported, with their step, by whoever reads the density.
+    The arguments are not validated: every scale here is positive by construction, and whoever
+    reads the density reports parameters that are no longer finite, with their step.
     """
     return dist.Normal(loc, scale, validate_args=False).to_event(1)
+
+
+def positive(raw: Tensor, floor: float, bias: float = 0.5) -> Tensor:
+    """Scales above a floor: ``floor + softplus(raw + bias)``."""
+    return floor + F.softplus(raw + bias)
 
 
 class NormalNetwork(nn.Module):
@@ -137,7 +85,7 @@ class NormalNetwork(nn.Module):
         out_dim: D, the event size.
         hidden: widths of the hidden layers.
         min_scale: the floor :math:`\sigma_{\min}`, in units of the variable.
-        scale_bias: :math:`b`, added to the raw scale.
+        scale_bias: :math:`b`, added to the raw scale r.
         activation: of the hidden layers, a name of ``ACTIVATIONS``.
     """
 
@@ -152,16 +100,16 @@ class NormalNetwork(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        if min_scale < 0:
-            raise ValueError(f"min_scale must not be negative, got {min_scale}")
+        at_least(0, min_scale=min_scale)
         self.in_dim, self.out_dim = in_dim, out_dim
+        self.hidden, self.activation = tuple(hidden), activation
         self.min_scale, self.scale_bias = min_scale, scale_bias
         self.net = MLP([in_dim, *hidden, 2 * out_dim], activation=activation)
 
     def parameters_of(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and scale, each ``(*batch, D)``."""
         loc, raw = self.net(broadcast_cat(*inputs)).chunk(2, dim=-1)
-        return loc, self.min_scale + F.softplus(raw + self.scale_bias)
+        return loc, positive(raw, self.min_scale, self.scale_bias)
 
     def forward(self, *inputs: Tensor) -> dist.Distribution:
         """The distribution given inputs of shapes ``(*batch, F_i)``; event shape ``(D,)``."""
@@ -169,28 +117,30 @@ class NormalNetwork(nn.Module):
 
 
 class Cell(nn.Module, ABC):
-    """A recurrent cell: one tensor of memory, of which ``output`` reads the visible part.
+    """A recurrent cell: one tensor of memory, and ``output``, which reads h from it.
 
     Args:
         in_dim: width of the input.
         h_dim: H, width of the output.
+        memory_dim: M, width of the memory, which starts with h; None for H.
     """
 
-    def __init__(self, in_dim: int, h_dim: int) -> None:
+    def __init__(self, in_dim: int, h_dim: int, memory_dim: int | None = None) -> None:
         super().__init__()
         self.in_dim, self.h_dim = in_dim, h_dim
+        self.memory_dim = h_dim if memory_dim is None else memory_dim
 
-    @abstractmethod
     def initial(self, batch_shape: Size) -> Tensor:
         """Memory before the first step, zeros of shape ``(*batch, M)``."""
+        return next(self.parameters()).new_zeros(*batch_shape, self.memory_dim)
 
     @abstractmethod
     def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
         """Memory one step later, ``(*batch, M)``, from inputs ``(*batch, in_dim)``."""
 
-    @abstractmethod
     def output(self, memory: Tensor) -> Tensor:
         """The output h, ``(*batch, H)``."""
+        return memory if self.memory_dim == self.h_dim else memory[..., : self.h_dim]
 
 
 class GRU(Cell):
@@ -200,18 +150,10 @@ class GRU(Cell):
         super().__init__(in_dim, h_dim)
         self.cell = nn.GRUCell(in_dim, h_dim)
 
-    def initial(self, batch_shape: Size) -> Tensor:
-        """Zeros of shape ``(*batch, H)``."""
-        return self.cell.weight_hh.new_zeros(*batch_shape, self.h_dim)
-
     def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
-        """One step; inputs and memory broadcast over their leading dimensions."""
+        """Memory one step later; inputs and memory broadcast over their leading dimensions."""
         inputs, memory, batch = _flatten(inputs, memory)
         return self.cell(inputs, memory).reshape(*batch, -1)
-
-    def output(self, memory: Tensor) -> Tensor:
-        """The memory itself."""
-        return memory
 
 
 class LSTM(Cell):
@@ -221,57 +163,40 @@ class LSTM(Cell):
     """
 
     def __init__(self, in_dim: int, h_dim: int) -> None:
-        super().__init__(in_dim, h_dim)
+        super().__init__(in_dim, h_dim, 2 * h_dim)
         self.cell = nn.LSTMCell(in_dim, h_dim)
 
-    def initial(self, batch_shape: Size) -> Tensor:
-        """Zeros of shape ``(*batch, 2H)``."""
-        return self.cell.weight_hh.new_zeros(*batch_shape, 2 * self.h_dim)
-
     def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
-        """One step; inputs and memory broadcast over their leading dimensions."""
+        """Memory one step later; inputs and memory broadcast over their leading dimensions."""
         inputs, memory, batch = _flatten(inputs, memory)
         return torch.cat(self.cell(inputs, memory.chunk(2, dim=-1)), dim=-1).reshape(*batch, -1)
 
-    def output(self, memory: Tensor) -> Tensor:
-        """The first half of the memory."""
-        return memory[..., : self.h_dim]
-
     def sequence(self, inputs: Tensor) -> Tensor:
         """Outputs after every step of inputs ``(T, *batch, in_dim)``: ``(T, *batch, H)``."""
-        length, batch = inputs.shape[0], inputs.shape[1:-1]
-        flat = inputs.reshape(length, -1, self.in_dim)
+        flat = inputs.reshape(len(inputs), -1, self.in_dim)
         start = flat.new_zeros(1, flat.shape[1], self.h_dim)
-        weights = [
-            getattr(self.cell, f"{kind}_{of}")
-            for kind in ("weight", "bias")
-            for of in ("ih", "hh")
-        ]
+        cell = self.cell
+        weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
         outputs = torch.lstm(flat, (start, start), weights, True, 1, 0.0, False, False, False)[0]
-        return outputs.reshape(length, *batch, self.h_dim)
+        return outputs.reshape(*inputs.shape[:-1], self.h_dim)
 
 
 def _flatten(inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Size]:
-    # torch's cells take one batch dimension
-    batch = _common(inputs.shape[:-1], memory.shape[:-1])
-    flat = [
-        (t if t.shape[:-1] == batch else t.expand(*batch, -1)).reshape(-1, t.shape[-1])
-        for t in (inputs, memory)
-    ]
-    return flat[0], flat[1], batch
+    """Both with one batch dimension, as torch's cells need, and the shape that it stands for."""
+    inputs, memory = broadcast_leading(inputs, memory)
+    flat = [t.reshape(-1, t.shape[-1]) for t in (inputs, memory)]
+    return flat[0], flat[1], inputs.shape[:-1]
 
 
 CELLS: dict[str, type[Cell]] = {"gru": GRU, "lstm": LSTM}
-
-
-#: which steps of a sequence a recurrent encoder has read when it says something of step t
+#: Which steps of a sequence a recurrent encoder has read for its output at step t.
 DIRECTIONS = ("forward", "backward", "both")
 
 
 class RecurrentEncoder(nn.Module):
-    """A GRU over whole sequences: c_t from x up to t, from t on, or both side by side.
+    """A GRU over whole sequences: c_t has read x up to t, x from t on, or all of x.
 
-    Padding is never read: backward, each sequence is reversed within its own length.
+    Padding is never read: the backward direction reverses each sequence within its own length.
 
     Args:
         in_dim: width of the features of x.
@@ -291,7 +216,7 @@ class RecurrentEncoder(nn.Module):
         self.against = nn.GRU(in_dim, h_dim) if direction != "forward" else None
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """``(B, T, in_dim)`` and mask ``(B, T)`` in, ``(B, T, out_dim)`` out."""
+        """Map ``(B, T, in_dim)`` and a mask ``(B, T)`` to ``(B, T, out_dim)``."""
         outputs = []
         if self.along is not None:
             outputs.append(self.along(features.transpose(0, 1))[0].transpose(0, 1))
@@ -301,7 +226,7 @@ class RecurrentEncoder(nn.Module):
         return torch.cat(outputs, dim=-1)
 
     def summary(self, features: Tensor, mask: Tensor) -> Tensor:
-        """What each direction says when it has read all of its sequence, ``(B, out_dim)``."""
+        """The output of each direction after it has read the whole sequence, ``(B, out_dim)``."""
         outputs = self(features, mask)
         last = (mask.sum(dim=1) - 1).clamp(min=0)
         ends = outputs[torch.arange(len(outputs), device=last.device), last]  # forward's end
@@ -312,7 +237,7 @@ class RecurrentEncoder(nn.Module):
 
 
 def _reverse(x: Tensor, mask: Tensor) -> Tensor:
-    """``(B, T, F)`` with each sequence's own steps in reverse order, padding where it was."""
+    """``(B, T, F)`` with the steps of each sequence in reverse order, padding where it was."""
     steps = torch.arange(x.shape[1], device=x.device)
     turned = mask.sum(dim=1, keepdim=True) - 1 - steps
     return x.gather(1, torch.where(mask, turned, steps).unsqueeze(-1).expand_as(x))

@@ -1,10 +1,11 @@
 """Priors p(z_t | h): modules that map h of shape (*batch, H) to a distribution over z_t.
 
 What h is depends on the model: the cell's output in a VRNN, z_{t-1} in a deep Markov model. A
-prior says ``h_dim`` and ``z_dim``, so that a model can name parts whose sizes disagree.
+prior states its ``h_dim`` and ``z_dim``, so that a model can name parts whose sizes disagree.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +16,12 @@ from pyro.nn import ConditionalDenseNN
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
-from pyro_avrnn.networks import ACTIVATIONS, MLP, NormalNetwork, diagonal_normal
+from pyro_avrnn.networks import ACTIVATIONS, MLP, NormalNetwork, diagonal_normal, positive
+from pyro_avrnn.shapes import at_least
 
 
 class StandardNormal(nn.Module):
-    """p(z_t | h) = N(0, I), whatever h is (the prior of a VAE and of STORN).
+    """Standard normal p(z_t | h) = N(0, I), whatever h is: the prior of a VAE and of STORN.
 
     Args:
         z_dim: Z, the event size.
@@ -32,64 +34,78 @@ class StandardNormal(nn.Module):
         self.z_dim = z_dim
 
     def forward(self, h: Tensor) -> dist.Distribution:
-        """The distribution, batch shape that of ``h`` (*batch, H), event shape ``(Z,)``."""
+        """The distribution given ``h`` (*batch, H), event shape ``(Z,)``."""
         zeros = h.new_zeros(*h.shape[:-1], self.z_dim)
         return diagonal_normal(zeros, zeros + 1.0)
 
 
-class ConditionalNormal(NormalNetwork):
-    """p(z_t | h) = N(mu(h), diag sigma(h)^2), learnt. Source: Chung et al. (2015), eq. 5.
+class _ConditionalPrior(nn.Module, ABC):
+    """Base of the priors that are functions of h; documented at :class:`ConditionalNormal`."""
+
+    def __init__(
+        self,
+        h_dim: int,
+        z_dim: int,
+        hidden: Sequence[int] = (64,),
+        *,
+        min_scale: float = 1e-3,
+        activation: str = "relu",
+        **own: int,
+    ) -> None:
+        super().__init__()
+        at_least(0, min_scale=min_scale)
+        self.h_dim, self.z_dim, self.hidden = h_dim, z_dim, tuple(hidden)
+        self.min_scale, self.activation = min_scale, activation
+        self._set_up(**own)
+
+    @abstractmethod
+    def _set_up(self, *args: Any, **own: Any) -> None:
+        """Make the networks, given the options that only this prior has."""
+
+    def _mlp(self, out_dim: int) -> MLP:
+        return MLP([self.h_dim, *self.hidden, out_dim], activation=self.activation)
+
+
+class ConditionalNormal(_ConditionalPrior):
+    """Conditional normal p(z_t | h) = N(mu(h), diag sigma(h)^2).
+
+    Source: Chung et al. (2015), https://arxiv.org/abs/1506.02216, eq. 5.
 
     Args:
         h_dim: H, width of the state's summary.
         z_dim: Z, the event size.
         hidden: widths of the hidden layers.
         min_scale: floor of the scale.
-        activation: of the hidden layers.
+        activation: of the hidden layers, a name of ``ACTIVATIONS``.
     """
 
-    def __init__(
-        self,
-        h_dim: int,
-        z_dim: int,
-        hidden: Sequence[int] = (64,),
-        *,
-        min_scale: float = 1e-3,
-        activation: str = "relu",
-    ) -> None:
-        super().__init__(h_dim, z_dim, hidden, min_scale=min_scale, activation=activation)
-        self.h_dim, self.z_dim = h_dim, z_dim
+    def _set_up(self) -> None:
+        self.net = self._mlp(2 * self.z_dim)
+
+    def forward(self, h: Tensor) -> dist.Distribution:
+        """The distribution given ``h`` (*batch, H), event shape ``(Z,)``."""
+        loc, raw = self.net(h).chunk(2, dim=-1)
+        return diagonal_normal(loc, positive(raw, self.min_scale))
 
 
-class GatedNormal(nn.Module):
+class GatedNormal(_ConditionalPrior):
     r"""Gated transition: :math:`\mu = (1 - g) \odot W h + g \odot m`, with g and m functions of h.
 
-    The gate g in (0, 1) chooses for each dimension between a linear and a nonlinear mean; the
-    scale is a function of m. W starts as the identity where H = Z. Source: Krishnan et al.
-    (2017), https://arxiv.org/abs/1609.09869, section 5, where h is z_{t-1}.
+    For each dimension, the gate g in (0, 1) mixes a linear and a nonlinear mean. The scale is a
+    function of m. W starts as the identity where H = Z. Source: Krishnan et al. (2017),
+    https://arxiv.org/abs/1609.09869, section 5, where h is z_{t-1}.
 
     Args:
         h_dim, z_dim, hidden, min_scale, activation: as for :class:`ConditionalNormal`.
     """
 
-    def __init__(
-        self,
-        h_dim: int,
-        z_dim: int,
-        hidden: Sequence[int] = (64,),
-        *,
-        min_scale: float = 1e-3,
-        activation: str = "relu",
-    ) -> None:
-        super().__init__()
-        self.h_dim, self.z_dim, self.min_scale = h_dim, z_dim, min_scale
-        self.gate = MLP([h_dim, *hidden, z_dim], activation=activation)
-        self.proposed = MLP([h_dim, *hidden, z_dim], activation=activation)
-        self.linear, self.scale = nn.Linear(h_dim, z_dim), nn.Linear(z_dim, z_dim)
-        if h_dim == z_dim:
-            with torch.no_grad():
-                self.linear.weight.copy_(torch.eye(z_dim))
-                self.linear.bias.zero_()
+    def _set_up(self) -> None:
+        self.gate, self.proposed = self._mlp(self.z_dim), self._mlp(self.z_dim)
+        self.linear = nn.Linear(self.h_dim, self.z_dim)
+        self.scale = nn.Linear(self.z_dim, self.z_dim)
+        if self.h_dim == self.z_dim:
+            nn.init.eye_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
 
     def forward(self, h: Tensor) -> dist.Distribution:
         """The distribution given ``h`` (*batch, H), event shape ``(Z,)``."""
@@ -99,16 +115,16 @@ class GatedNormal(nn.Module):
 
 
 class MixtureOfNormals(dist.MixtureOfDiagNormals):
-    """Pyro's mixture of diagonal normals, with its mean, and with other pathwise gradients.
+    """Pyro's mixture of diagonal normals, with a mean and with implicit gradients of draws.
 
-    A draw moves with the parameters as its conditional distribution functions, one dimension
-    after another, stay where they are. Source: Figurnov et al. (2018),
-    https://arxiv.org/abs/1805.08498, section 3. (Pyro 1.9's own gradient of the weights is right
+    As the parameters change, a draw moves so that its conditional distribution functions, one
+    dimension after another, keep their values. Source: Figurnov et al. (2018),
+    https://arxiv.org/abs/1805.08498, section 3. (The gradient of the weights in Pyro 1.9 is right
     only where the line through two means passes through the origin.)
     """
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """``(*sample_shape, *batch, D)``, differentiable in all parameters."""
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws ``(*sample_shape, *batch, D)``, differentiable in all parameters."""
         with torch.no_grad():
             which = self.categorical.sample(Size(sample_shape))  # (*sample_shape, *batch)
             index = which[..., None, None].expand(*which.shape, 1, self.dim)
@@ -125,9 +141,7 @@ class MixtureOfNormals(dist.MixtureOfDiagNormals):
             weight = log_weight.softmax(dim=-1)
             e = (drawn[..., i : i + 1] - loc) / scale
             below = (weight * torch.special.ndtr(e)).sum(dim=-1)
-            density = (weight * (-0.5 * e.square()).exp() / scale).sum(dim=-1) / math.sqrt(
-                math.tau
-            )
+            density = (weight * (-0.5 * e.square()).exp() / scale).sum(dim=-1) / math.tau**0.5
             z_i = drawn[..., i] - (below - below.detach()) / density.detach()
             moved.append(z_i)
             e = (z_i.unsqueeze(-1) - loc) / scale
@@ -140,34 +154,24 @@ class MixtureOfNormals(dist.MixtureOfDiagNormals):
         return (self.probs.unsqueeze(-1) * self.locs).sum(dim=-2)
 
 
-class MixturePrior(nn.Module):
-    """p(z_t | h): a mixture of diagonal normals, all of it a function of h.
+class MixturePrior(_ConditionalPrior):
+    """Mixture of diagonal normals p(z_t | h): weights, means and scales are functions of h.
 
     Args:
         h_dim, z_dim, hidden, min_scale, activation: as for :class:`ConditionalNormal`.
-        num_components: of the mixture, at least 2.
+        num_components: at least 2 (default 5).
     """
 
-    def __init__(
-        self,
-        h_dim: int,
-        z_dim: int,
-        hidden: Sequence[int] = (64,),
-        *,
-        num_components: int = 5,
-        min_scale: float = 1e-3,
-        activation: str = "relu",
-    ) -> None:
-        super().__init__()
-        if num_components < 2:
-            raise ValueError(
-                f"num_components must be at least 2, got {num_components}; a mixture of one is "
-                "ConditionalNormal"
-            )
-        self.h_dim, self.z_dim, self.num_components = h_dim, z_dim, num_components
-        self.weights = MLP([h_dim, *hidden, num_components], activation=activation)
+    def _set_up(self, num_components: int = 5) -> None:
+        at_least(2, "; a mixture of one is ConditionalNormal", num_components=num_components)
+        self.num_components = num_components
+        self.weights = self._mlp(num_components)
         self.components = NormalNetwork(
-            h_dim, num_components * z_dim, hidden, min_scale=min_scale, activation=activation
+            self.h_dim,
+            num_components * self.z_dim,
+            self.hidden,
+            min_scale=self.min_scale,
+            activation=self.activation,
         )
 
     def forward(self, h: Tensor) -> dist.Distribution:
@@ -179,50 +183,37 @@ class MixturePrior(nn.Module):
         )
 
 
-class FlowPrior(nn.Module):
-    """p(z_t | h): a conditional normal sent through affine couplings that read h, too.
+class FlowPrior(_ConditionalPrior):
+    """Normalising flow p(z_t | h): a conditional normal, then affine couplings that also read h.
 
-    Couplings, as both directions are needed: draws in one, densities of the guide's draws in the
-    other. Source: Dinh et al. (2017), https://arxiv.org/abs/1605.08803; Pyro's transforms.
+    Couplings are cheap in both directions, and both are needed: one for draws, the other for the
+    density of the guide's draws. Source: Dinh et al. (2017), https://arxiv.org/abs/1605.08803.
 
     Args:
         h_dim, z_dim, hidden, min_scale, activation: as for :class:`ConditionalNormal`; z_dim at
             least 2.
-        num_flows: couplings, the order of z's dimensions reversed after each.
+        num_flows: number of couplings (default 2); z's dimensions are reversed after each.
     """
 
-    def __init__(
-        self,
-        h_dim: int,
-        z_dim: int,
-        hidden: Sequence[int] = (64,),
-        *,
-        num_flows: int = 2,
-        min_scale: float = 1e-3,
-        activation: str = "relu",
-    ) -> None:
-        super().__init__()
-        if z_dim < 2:
-            raise ValueError(
-                f"z_dim must be at least 2 for FlowPrior, got {z_dim}; use ConditionalNormal"
-            )
-        if num_flows < 1:
-            raise ValueError(f"num_flows must be at least 1, got {num_flows}")
-        self.h_dim, self.z_dim = h_dim, z_dim
+    def _set_up(self, num_flows: int = 2) -> None:
+        at_least(2, "; use ConditionalNormal instead of FlowPrior", z_dim=self.z_dim)
+        at_least(1, num_flows=num_flows)
         self.base = ConditionalNormal(
-            h_dim, z_dim, hidden, min_scale=min_scale, activation=activation
+            self.h_dim,
+            self.z_dim,
+            self.hidden,
+            min_scale=self.min_scale,
+            activation=self.activation,
         )
-        half = z_dim // 2
+        half = self.z_dim // 2
+        sizes = half, self.h_dim, [*self.hidden], [self.z_dim - half] * 2
         self.flows = nn.ModuleList(
             transforms.ConditionalAffineCoupling(
-                half,
-                ConditionalDenseNN(
-                    half, h_dim, [*hidden], [z_dim - half] * 2, ACTIVATIONS[activation]()
-                ),
+                half, ConditionalDenseNN(*sizes, ACTIVATIONS[self.activation]())
             )
             for _ in range(num_flows)
         )
-        self.register_buffer("turned", torch.arange(z_dim).flip(0))
+        self.register_buffer("turned", torch.arange(self.z_dim).flip(0))
 
     def forward(self, h: Tensor) -> dist.Distribution:
         """The distribution given ``h`` (*batch, H), event shape ``(Z,)``."""
@@ -233,7 +224,7 @@ class FlowPrior(nn.Module):
         return dist.TransformedDistribution(self.base(h), steps, validate_args=False)
 
 
-#: by the names that recipes and the command line take
+#: By the names that recipes and the command line take.
 PRIORS: dict[str, type[nn.Module]] = {
     "conditional": ConditionalNormal,
     "standard": StandardNormal,

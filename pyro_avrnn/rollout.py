@@ -45,57 +45,63 @@ class SequenceProgram(Stepwise, Protocol):
         ...
 
 
+class Request(NamedTuple):
+    """Arguments of :meth:`~pyro_avrnn.SequenceModel.rollout`, which describes them."""
+
+    num_particles: int
+    z: Tensor | None
+    f: Tensor | None
+    select: Select | None
+    start: Any
+    recompute: int | None
+    compile: bool
+
+
 def rollout(
-    model: SequenceProgram,
-    guide: Any,
-    x: Tensor,
-    mask: Tensor,
-    num_particles: int = 1,
-    z: Tensor | None = None,
-    f: Tensor | None = None,
-    select: Select | None = None,
-    start: Any = None,
-    recompute: int | None = None,
-    compile: bool = False,
+    model: SequenceProgram, guide: Any, x: Tensor, mask: Tensor, asked: Request
 ) -> StepDensities:
     """Draw (or take) latents along the guide and score them under model and guide.
 
-    Arguments are those of :meth:`~pyro_avrnn.SequenceModel.rollout`, data and mask checked.
+    Args:
+        model, guide: that belong together.
+        x: ``(B, T, X)``, padding overwritten by a value in the emission's support.
+        mask: ``(B, T)`` bool, a prefix.
+        asked: number of particles, given latents and the like.
     """
-    particles = _count(num_particles, z, (mask.shape[1], mask.shape[0], model.z_dim))
-    require_counts(recompute=recompute)
-    state, shared = model.init(Size((particles, len(x)))), _Shared()
-    if start is not None:
-        state = _started(state, start)
+    require_counts(num_particles=asked.num_particles, recompute=asked.recompute)
+    particles = _particles(asked, (mask.shape[1], mask.shape[0], model.z_dim))
+    state, shared = model.init(Size((particles, len(x)))), _Shared(asked.f)
+    if asked.start is not None:
+        state = _started(state, asked.start)
     elif model.f_dim:
-        shared = _share(model, guide, x, mask, particles, z, f)
-        assert shared.f is not None
+        shared = _share(model, guide, x, mask, particles, asked)
+        assert shared.f is not None  # drawn, if not given
         state = model.condition(state, shared.f)
-    run = _Run(model, guide, learnable(guide), compile, _chooser(select, mask, shared))
+    choose = _chooser(asked.select, mask, shared)
+    run = _Run(model, guide, learnable(guide), asked.compile, choose)
     with _faster(x, particles):
         c = guide.encode(x, mask).transpose(0, 1)  # (T, B, C)
     x, observed = x.transpose(0, 1), mask.t().unsqueeze(1)
-    steps = range(len(x))
-    piece = (
-        run.piece(state, c, x, z, steps)
-        if recompute is None
-        else run.in_segments(state, c, x, z, steps, recompute)
-    )
-    log_prior, log_proposal = shared.counted(piece.log_prior, piece.log_proposal)
+    if asked.recompute is None:
+        piece = run.piece(state, c, x, asked.z, range(len(x)))
+    else:
+        piece = run.in_segments(state, c, x, asked.z, range(len(x)), asked.recompute)
     return StepDensities(
         z=piece.z,
         h=model.hidden(piece.states),
         x=x.unsqueeze(1),
         mask=observed,
-        log_prior=torch.where(observed, log_prior, 0.0),
+        log_prior=torch.where(observed, shared.counted(piece.log_prior, shared.log_prior), 0.0),
         log_emission=torch.where(observed, piece.log_emission, 0.0),
-        log_proposal=torch.where(observed, log_proposal, 0.0),
+        log_proposal=torch.where(
+            observed, shared.counted(piece.log_proposal, shared.log_proposal), 0.0
+        ),
         prior=piece.prior,
         emission=piece.emission,
         proposal=piece.proposal,
         states=piece.states,
         c=c.unsqueeze(1),
-        f=shared.f if start is None else f,
+        f=shared.f,
         prior_f=shared.prior,
         proposal_f=shared.proposal,
     )
@@ -110,27 +116,18 @@ class _Shared(NamedTuple):
     log_prior: Tensor | float = 0.0  # (K, B)
     log_proposal: Tensor | float = 0.0
 
-    def counted(self, log_prior: Tensor, log_proposal: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-densities ``(T, K, B)``, those of f added to step 1."""
-        if self.f is None:
-            return log_prior, log_proposal
-        first = (log_prior[0] + self.log_prior, log_proposal[0] + self.log_proposal)
-        rest = (log_prior[1:], log_proposal[1:])
-        one, other = (torch.cat([a.unsqueeze(0), b]) for a, b in zip(first, rest, strict=True))
-        return one, other
+    def counted(self, steps: Tensor, extra: Tensor | float) -> Tensor:
+        """Log-densities ``(T, K, B)``, that of f added to step 1."""
+        if self.prior is None:
+            return steps
+        return torch.cat([(steps[0] + extra).unsqueeze(0), steps[1:]])
 
 
 def _share(
-    model: SequenceProgram,
-    guide: Any,
-    x: Tensor,
-    mask: Tensor,
-    particles: int,
-    z: Tensor | None,
-    f: Tensor | None,
+    model: SequenceProgram, guide: Any, x: Tensor, mask: Tensor, particles: int, asked: Request
 ) -> _Shared:
-    shape = (particles, len(x), model.f_dim)
-    if (z is None) != (f is None) or (f is not None and f.shape != shape):
+    shape, f = (particles, len(x), model.f_dim), asked.f
+    if (asked.z is None) != (f is None) or (f is not None and f.shape != shape):
         raise ValueError(
             f"f must have shape (K, B, F) = {shape} and be given where z is, got "
             f"{None if f is None else tuple(f.shape)}"
@@ -141,15 +138,14 @@ def _share(
     return _Shared(f, prior, proposal, prior.log_prob(f), proposal.log_prob(f))
 
 
-def _count(num_particles: int, z: Tensor | None, sizes: tuple[int, int, int]) -> int:
-    """K, of latents to draw, or of the given ones for (T, B, Z)."""
+def _particles(asked: Request, sizes: tuple[int, int, int]) -> int:
+    """K, the number to draw, or that of given latents for (T, B, Z)."""
+    z = asked.z
     if z is None:
-        require_counts(num_particles=num_particles)
-        return num_particles
-    length, size, z_dim = sizes
+        return asked.num_particles
     if z.ndim != 4 or (z.shape[0], z.shape[2], z.shape[3]) != sizes:
         raise ValueError(
-            f"z must have shape (T, K, B, Z) = ({length}, K, {size}, {z_dim}), got "
+            f"z must have shape (T, K, B, Z) = ({sizes[0]}, K, {sizes[1]}, {sizes[2]}), got "
             f"{tuple(z.shape)}"
         )
     if not z.shape[1]:

@@ -21,8 +21,8 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
 from inference.densities import StepDensities, check_mask
-from pyro_avrnn.networks import agree, broadcast_cat, width
-from pyro_avrnn.rollout import Select, rollout
+from pyro_avrnn.rollout import Request, Select, rollout
+from pyro_avrnn.shapes import agree, broadcast_cat, width
 
 
 class SequenceModel(nn.Module, ABC):
@@ -216,8 +216,8 @@ class SequenceModel(nn.Module, ABC):
         x, mask = self.check(x, mask)
         _register("model", self)
         _register("guide", guide)
-        given = (num_particles, z, f, select, start, recompute, compile)
-        return rollout(self, guide, x, mask, *given)
+        asked = Request(num_particles, z, f, select, start, recompute, compile)
+        return rollout(self, guide, x, mask, asked)
 
     def check(self, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor]:
         """Data and mask in the shapes they must have, padding overwritten by ``padding``.

@@ -34,8 +34,8 @@ class Training:
     kl: Weight = option(1.0, "weight of the KL term: a number, or start>stop@fraction of the run")
     weight: Weight = option(0.0, "weight of the critic's penalty, likewise")
     model: str = option("vrnn", "model", choices=WITH_LATENTS)
-    z_dim: int | None = option(None, "Z, if different from --z-dim", "at least 1")
-    h_dim: int | None = option(None, "H, if different from --h-dim", "at least 1")
+    z_dim: int | None = option(None, "Z, in place of --z-dim", "at least 1")
+    h_dim: int | None = option(None, "H, in place of --h-dim", "at least 1")
     emission: str | None = option(
         None, "distribution of x_t, if not the one that suits the data", choices=_EMISSIONS
     )
@@ -47,8 +47,10 @@ class Training:
     activation: str = option(
         "relu", "activation of all hidden layers of model and guide", choices=ACTIVATIONS
     )
-    lr: float | None = option(None, "learning rate, if different from --lr", "more than 0")
-    weight_decay: float | None = option(None, "if different from --weight-decay", "at least 0")
+    lr: float | None = option(None, "learning rate, in place of --lr", "more than 0")
+    weight_decay: float | None = option(
+        None, "weight decay, in place of --weight-decay", "at least 0"
+    )
     guide: str | None = option(
         None,
         "guide, if not the model's own; full and factorised go with dsae",
@@ -59,16 +61,16 @@ class Training:
     prior_gradient: bool = option(True, "residual guide: let its gradient reach the prior")
     critic: str = option("feedforward", "network of the critic", choices=CRITICS)
     constraint: Literal["spectral", "gradient_penalty", "clip"] = option(
-        "spectral", "what keeps the critic Lipschitz; lstm cannot be spectral"
+        "spectral", "what makes the critic Lipschitz; an lstm cannot be spectral"
     )
     strength: float = option(10.0, "weight of gradient_penalty, or the limit of clip")
-    on: Literal["z", "all"] = option("z", "the critic is Lipschitz in z, or in all it sees")
-    standardise: bool = option(False, "give codes in units of the prior's deviation")
+    on: Literal["z", "all"] = option("z", "what the critic is Lipschitz in, z or all it sees")
+    standardise: bool = option(False, "scale codes by the prior's deviation")
     critic_dim: int = option(64, "width of the critic's layers")
     critic_steps: int = option(2, "steps of the critic per SVI step")
     critic_lr: float = option(1e-3, "learning rate of the critic")
     adversarial_lr: float = option(5e-5, "alternating: learning rate of the adversarial step")
-    detach_state: bool = option(True, "alternating: keep the adversarial gradient off the state")
+    detach_state: bool = option(True, "alternating: keep its gradient out of the state")
 
     @property
     def objective(self) -> str:

@@ -21,6 +21,7 @@ from pyro_avrnn.cli.rows import Training
 from pyro_avrnn.cli.settings import Settings
 from pyro_avrnn.data import Batches, Dataset, Sequences
 
+Progress = Callable[[int], None]  #: called with the steps done since the last call
 Result = dict[str, Any]  #: an entry of results.json
 
 
@@ -33,11 +34,7 @@ class Task(NamedTuple):
 
 
 def run(
-    task: Task,
-    data: Dataset,
-    settings: Settings,
-    progress: Callable[[int], None],
-    resume: bool = False,
+    task: Task, data: Dataset, settings: Settings, progress: Progress, resume: bool = False
 ) -> Result:
     """Train and evaluate once, with a parameter store of its own.
 
@@ -102,12 +99,7 @@ def _git(*command: str) -> str:
 
 
 def _train(
-    parts: Parts,
-    task: Task,
-    data: Dataset,
-    settings: Settings,
-    progress: Callable[[int], None],
-    resume: bool,
+    parts: Parts, task: Task, data: Dataset, settings: Settings, progress: Progress, resume: bool
 ) -> tuple[dict[str, Any], str | None]:
     """Train and save the best parameters; what came of it, and the error if it stopped early."""
     _, seed, folder = task

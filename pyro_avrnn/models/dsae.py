@@ -1,11 +1,11 @@
-"""Disentangled sequential auto-encoder (DSAE): a global f beside the local z_t.
+"""Disentangled sequential auto-encoder (DSAE): a global f and local z_t.
 
 Source: Li and Mandt (2018), https://arxiv.org/abs/1803.02991.
 
-Departures: the two encoders of the paper are :class:`GlobalGuide` around a local guide. The
-"factorised" one, q(z_t | x_t), is around :class:`~pyro_avrnn.guides.MeanFieldGuide`; the "full"
-one, q(z_{1:T} | x_{1:T}, f), is around :class:`~pyro_avrnn.guides.FilteringGuide` with an encoder
-in both directions, where f enters after the recurrent network (with the state) and not before.
+Departures: the paper's two encoders are a :class:`GlobalGuide` around a local guide. The
+"factorised" one, q(z_t | x_t), wraps :class:`~pyro_avrnn.guides.MeanFieldGuide`. The "full" one,
+q(z_{1:T} | x_{1:T}, f), wraps :class:`~pyro_avrnn.guides.FilteringGuide` with an encoder in both
+directions; f enters after its recurrent network (with the state), not before.
 """
 
 from typing import Any, NamedTuple
@@ -13,22 +13,15 @@ from typing import Any, NamedTuple
 import pyro.distributions as dist
 from torch import Size, Tensor, nn
 
-from pyro_avrnn.networks import (
-    Cell,
-    NormalNetwork,
-    RecurrentEncoder,
-    agree,
-    broadcast_cat,
-    diagonal_normal,
-    width,
-)
+from pyro_avrnn.networks import Cell, NormalNetwork, RecurrentEncoder, diagonal_normal
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
+from pyro_avrnn.shapes import agree, broadcast_cat, width
 
 
 class DSAEState(NamedTuple):
     """What crosses from step t to t + 1."""
 
-    memory: Tensor  # the cell's own, of z_{<t}, (*batch, M); its output is h_t
+    memory: Tensor  # the cell's, of z_{<t}, (*batch, M); its output is h_t
     f: Tensor  # the same at every step, (*batch, F)
 
 
@@ -71,7 +64,7 @@ class DSAE(SequenceModel):
         return diagonal_normal(zeros, zeros + 1.0)
 
     def init(self, batch_shape: Size) -> DSAEState:
-        """Zeros; f is put in by ``condition``."""
+        """Zeros; ``condition`` puts f in."""
         memory = self.cell.initial(batch_shape)
         return DSAEState(memory, memory.new_zeros(*batch_shape, self.f_dim))
 
@@ -101,13 +94,13 @@ class DSAE(SequenceModel):
 
 
 class GlobalGuide(SequenceGuide):
-    """q(f | x_{1:T}) q(z_{1:T} | x, f): a network for f around any guide for z.
+    """Guide q(f | x_{1:T}) q(z_{1:T} | x, f): a network for f around any guide for z.
 
     Args:
-        model: has a latent f that all steps share.
-        local: proposes z; its state has f in it, for those that read the state.
+        model: a model with a latent f that all steps share.
+        local: the guide that proposes z; the state it may read contains f.
         rnn_dim: width of the network that reads the sequence, in each direction.
-        min_scale: floor of the proposal's scale.
+        min_scale: floor of the scale of q(f).
 
     Raises:
         ValueError: a model without such a latent, or a local guide of another model.
@@ -137,7 +130,7 @@ class GlobalGuide(SequenceGuide):
         return self.head(self.reader.summary(self.features(x), mask))
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """What the local guide reads of the data."""
+        """c of the local guide, ``(B, T, C)``."""
         return self.local.encode(x, mask)
 
     def proposal(self, state: Any, c_t: Tensor) -> dist.Distribution:

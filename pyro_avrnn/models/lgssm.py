@@ -6,9 +6,9 @@ as guide the log-weights of any draw sum to :math:`\log p(x_{1:T})`.
 
 The guides carry a likelihood of z as information :math:`(\eta, \Lambda)`, meaning
 :math:`\exp(\eta^\top z - z^\top \Lambda z / 2)` up to a factor without z. No covariance is
-inverted: with :math:`z = m + L u` and :math:`u \sim N(0, I)` all that is factored is
-:math:`I + L^\top \Lambda L`, whose eigenvalues are at least one. Its largest is what rounding
-costs: an emission a thousand times sharper than the transition loses six digits of sixteen.
+inverted: with :math:`z = m + L u` and :math:`u \sim N(0, I)`, only :math:`I + L^\top \Lambda L` is
+factored, whose eigenvalues are at least one. The largest one sets the loss by rounding: an
+emission a thousand times sharper than the transition loses six digits of sixteen.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 
 
 class LGSSMState(NamedTuple):
-    """What crosses from step t to t + 1: the law of z_t given the past."""
+    """What crosses from step t to t + 1: the distribution of z_t given the past."""
 
     mean: Tensor  # (*batch, Z)
     scale_tril: Tensor  # (*batch, Z, Z), Cholesky factor of the covariance
@@ -38,9 +38,9 @@ class Information(NamedTuple):
 class LGSSM(SequenceModel):
     r"""LGSSM: :math:`z_t \sim N(A z_{t-1}, Q)`, :math:`x_t \sim N(C z_t, R)`, z_1 ~ N(m_1, S_1).
 
-    All six arguments become parameters. A ``scale_tril`` is a Cholesky factor, so a standard
-    deviation where Z or X is 1; it is trained as it stands, with nothing to keep its diagonal
-    positive, and what is above the diagonal stays 0.
+    All six arguments become parameters. A ``scale_tril`` is a Cholesky factor, which is a standard
+    deviation where Z or X is 1. Training does not keep its diagonal positive; entries above the
+    diagonal stay 0.
 
     Args:
         transition_matrix: A, ``(Z, Z)``.
@@ -89,7 +89,7 @@ class LGSSM(SequenceModel):
         """X = Z = 1: z_1 ~ N(0, s0^2), z_t ~ N(a z_{t-1}, q^2), x_t ~ N(z_t, r^2).
 
         Args:
-            a: what z keeps from one step to the next.
+            a: factor of z_{t-1} in the mean of z_t.
             q, r, s0: standard deviations (not variances) of transition, emission and z_1.
         """
         a_, q_, r_, s0_ = (torch.tensor([[float(value)]]) for value in (a, q, r, s0))
@@ -97,7 +97,7 @@ class LGSSM(SequenceModel):
 
     @classmethod
     def random(cls, z_dim: int, x_dim: int, seed: int) -> "LGSSM":
-        """A stable model, a function of the seed: A has spectral radius 0.9."""
+        """A random stable model, the same for the same seed; A has spectral radius 0.9."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
@@ -113,7 +113,7 @@ class LGSSM(SequenceModel):
         return cls(*parts, normal(z_dim), scale_tril(z_dim))
 
     def init(self, batch_shape: Size) -> LGSSMState:
-        """The law of z_1: m_1 and the factor of S_1."""
+        """The distribution of z_1: m_1 and the factor of S_1."""
         return LGSSMState(
             self.initial_mean.expand(*batch_shape, -1),
             self.initial_scale_tril.tril().expand(*batch_shape, -1, -1),
@@ -128,7 +128,7 @@ class LGSSM(SequenceModel):
         return _normal(z_t @ self.emission_matrix.mT, self.emission_scale_tril.tril())
 
     def advance(self, state: LGSSMState, z_t: Tensor, x_t: Tensor) -> LGSSMState:
-        """The law of z_{t+1}: A z_t and the factor of Q."""
+        """The distribution of z_{t+1}: A z_t and the factor of Q."""
         return LGSSMState(
             z_t @ self.transition_matrix.mT,
             self.transition_scale_tril.tril().expand(*z_t.shape[:-1], -1, -1),
@@ -153,9 +153,9 @@ class LGSSM(SequenceModel):
         )
 
     def information_before(self, after: Information) -> Information:
-        """A likelihood of z_{t+1} as one of z_t, the transition's noise integrated out.
+        """Turn a likelihood of z_{t+1} into one of z_t by integrating out the transition's noise.
 
-        In Joseph's form: a sum of squares, so that no rounding makes the matrix indefinite.
+        Joseph's form, a sum of squares, keeps the matrix positive semi-definite under rounding.
         """
         factor, matrix = self.transition_scale_tril.tril(), after.matrix
         eye = torch.eye(self.z_dim, dtype=factor.dtype, device=factor.device)
@@ -169,7 +169,7 @@ class LGSSM(SequenceModel):
 
 
 class _ExactGuide(SequenceGuide):
-    """The law of z_t given the past, times a likelihood of z_t that ``encode`` packs into c.
+    """Base: the distribution of z_t given the past times a likelihood that ``encode`` packs in c.
 
     Args:
         model: lends its parameters through bound methods; the guide has none.
@@ -184,13 +184,13 @@ class _ExactGuide(SequenceGuide):
         self.information, self.information_before = model.information, model.information_before
 
     def observed(self, x: Tensor, mask: Tensor) -> Information:
-        """Every step's own likelihood, ``(B, T, ...)``; zeros, which is flat, on padding."""
+        """The likelihood of each step alone, ``(B, T, ...)``; zeros, a flat one, on padding."""
         vector, matrix = self.information(x)
         vector = torch.where(mask[..., None], vector, 0.0)
         return Information(vector, torch.where(mask[..., None, None], matrix, 0.0))
 
     def proposal(self, state: LGSSMState, c_t: Tensor) -> dist.Distribution:
-        """q(z_t | z_{t-1}, c_t), event shape ``(Z,)``; the model's own law where c_t is zero."""
+        """q(z_t | z_{t-1}, c_t), event shape ``(Z,)``; the model's transition where c_t is 0."""
         vector, matrix = c_t[..., : self.z_dim], c_t[..., self.z_dim :]
         matrix = matrix.unflatten(-1, (self.z_dim, self.z_dim))
         mean, factor = state.mean.unsqueeze(-1), state.scale_tril
@@ -204,7 +204,7 @@ class _ExactGuide(SequenceGuide):
 
 
 class ExactFilter(_ExactGuide):
-    """p(z_t | z_{t-1}, x_t): the locally optimal proposal of a particle filter.
+    """Exact q = p(z_t | z_{t-1}, x_t): the locally optimal proposal of a particle filter.
 
     Source: Doucet et al. (2000), https://doi.org/10.1023/A:1008935410038 (the
     "optimal importance function").
@@ -216,10 +216,10 @@ class ExactFilter(_ExactGuide):
 
 
 class ExactSmoother(_ExactGuide):
-    """p(z_t | z_{t-1}, x_{t:T}): the factors of the exact posterior.
+    """Exact q = p(z_t | z_{t-1}, x_{t:T}): the factors of the posterior.
 
-    Every bound is then tight, whatever is drawn: a step's log-weight depends on the draws, their
-    sum over the steps does not.
+    Every bound is then tight for any draw: the log-weight of a step depends on the draws, the sum
+    over all steps does not.
     """
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ def _normal(mean: Tensor, scale_tril: Tensor) -> dist.Distribution:
 
 
 def _sizes(emission_matrix: Tensor) -> tuple[int, ...]:
-    """X and Z, which the emission matrix alone shows."""
+    """X and Z, read off the emission matrix."""
     kind = getattr(emission_matrix, "dtype", type(emission_matrix).__name__)
     if not isinstance(emission_matrix, Tensor) or not emission_matrix.is_floating_point():
         raise TypeError(f"emission_matrix must be a tensor of floating point numbers, got {kind}")
@@ -256,7 +256,7 @@ def _sizes(emission_matrix: Tensor) -> tuple[int, ...]:
 
 
 def _checked(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A copy of the value, if it is what this argument must be."""
+    """A copy of an argument, after checking its type, shape and values."""
     kind = getattr(value, "dtype", type(value).__name__)
     if kind != dtype:
         raise TypeError(f"{name} must be a tensor of {dtype} as emission_matrix is, got {kind}")

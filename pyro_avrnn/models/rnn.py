@@ -1,8 +1,8 @@
-"""Recurrent neural network without latents: the yardstick of every comparison.
+"""Recurrent neural network (RNN) without latents: the baseline of every comparison.
 
 Source: the autoregressive baseline of Chung et al. (2015), https://arxiv.org/abs/1506.02216,
-section 4: the same cell, encoder of x and decoder as the VRNN's, and no z at all. Its
-log-likelihood is exact, so every bound of it is tight.
+section 4: the same cell, encoder of x and decoder as the VRNN's, without z. Its log-likelihood is
+exact, so every bound is tight.
 """
 
 from typing import NamedTuple
@@ -10,14 +10,15 @@ from typing import NamedTuple
 import pyro.distributions as dist
 from torch import Size, Tensor, nn
 
-from pyro_avrnn.networks import Cell, agree, diagonal_normal, width
+from pyro_avrnn.networks import Cell, diagonal_normal
 from pyro_avrnn.sequence import SequenceModel
+from pyro_avrnn.shapes import agree, width
 
 
 class RNNState(NamedTuple):
     """What crosses from step t to t + 1."""
 
-    memory: Tensor  # the cell's own, (*batch, M); its output h is (*batch, H)
+    memory: Tensor  # the cell's, (*batch, M); its output h is (*batch, H)
 
 
 class RNN(SequenceModel):

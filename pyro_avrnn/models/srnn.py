@@ -3,9 +3,9 @@
 Source: Fraccaro et al. (2016), https://arxiv.org/abs/1605.07571. Our ``d_t`` has read x_{1:t-1},
 as theirs has read the inputs u_{1:t} = x_{0:t-1}.
 
-Departures: the proposal is a guide (theirs: :class:`~pyro_avrnn.guides.ResidualGuide` with a
-backward encoder, which reads [d_t, x_t] as in eq. 10); it sees d_t itself, too, beside a_t and
-z_{t-1}; z_0 and d_1 are zero.
+Departures: the proposal is a guide (the paper's: :class:`~pyro_avrnn.guides.ResidualGuide` with a
+backward encoder, which reads [d_t, x_t] as in eq. 10) that sees d_t as well as a_t and z_{t-1};
+z_0 and d_1 are zero.
 """
 
 from typing import NamedTuple
@@ -14,29 +14,29 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor, nn
 
-from pyro_avrnn.networks import Cell, agree, broadcast_cat, width
+from pyro_avrnn.networks import Cell
 from pyro_avrnn.sequence import SequenceModel
+from pyro_avrnn.shapes import agree, broadcast_cat, width
 
 
 class SRNNState(NamedTuple):
     """What crosses from step t to t + 1."""
 
-    memory: Tensor  # the cell's own, (*batch, M); its output is d_t
+    memory: Tensor  # the cell's, (*batch, M); its output is d_t
     z: Tensor  # z_{t-1}, (*batch, Z)
 
 
 class SRNN(SequenceModel):
     r"""SRNN: :math:`p(z_t \mid z_{t-1}, d_t)\,p(x_t \mid z_t, d_t)`, and :math:`d_t` without z.
 
-    The recurrence below, :math:`d_{t+1} = f(x_t, d_t)`, sees no latent.
+    The recurrence :math:`d_{t+1} = f(x_t, d_t)` sees no latent.
 
     Args:
-        x_dim: X, size of an observation.
-        z_dim: Z, size of a latent.
+        x_dim, z_dim: X and Z, sizes of an observation and of a latent.
         prior: maps ``[d_t, z_{t-1}]`` (*batch, H + Z) to a distribution over ``z_t``.
         decoder: maps ``(z_t, d_t)`` to a distribution over ``x_t``, event shape (X,).
         cell: advances its memory by one step on ``phi(x_t)``; never sees a latent.
-        encode_x: the feature map phi, owned by the model.
+        encode_x: the feature map phi of x, owned by the model.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class SRNN(SequenceModel):
         return broadcast_cat(self.cell.output(state.memory), state.z)
 
     def features(self, x: Tensor) -> Tensor:
-        """d_t and phi(x_t) of every step, ``(*batch, T, H + C)``: for backward encoders."""
+        """d_t and phi(x_t) of every step, ``(*batch, T, H + C)``, for backward encoders."""
         phi = self.encode_x(x)
         memories = [self.cell.initial(x.shape[:-2])]
         for t in range(x.shape[-2] - 1):

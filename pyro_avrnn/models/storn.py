@@ -2,7 +2,7 @@
 
 Source: Bayer and Osendorfer (2014), https://arxiv.org/abs/1411.7610.
 
-Departures: the recognition network is a guide (the paper's, a recurrent network of its own over
+Departures: the recognition network is a guide (the paper's, a separate recurrent network over
 x_{1:t}, is :class:`~pyro_avrnn.guides.MeanFieldGuide` with a forward encoder), the prior may be
 conditional on the past, and the recurrence is gated.
 """
@@ -12,14 +12,15 @@ from typing import NamedTuple
 import pyro.distributions as dist
 from torch import Size, Tensor, nn
 
-from pyro_avrnn.networks import Cell, agree, broadcast_cat, width
+from pyro_avrnn.networks import Cell
 from pyro_avrnn.sequence import SequenceModel
+from pyro_avrnn.shapes import agree, broadcast_cat, width
 
 
 class STORNState(NamedTuple):
     """What crosses from step t to t + 1."""
 
-    memory: Tensor  # the cell's own before it reads z_t, (*batch, M)
+    memory: Tensor  # the cell's, before it reads z_t, (*batch, M)
     seen: Tensor  # phi(x_{t-1}), (*batch, C); zeros at t = 1
 
 
@@ -27,8 +28,7 @@ class STORN(SequenceModel):
     r"""STORN: :math:`p(z_t)\,p(x_t \mid h_t)` with :math:`h_t = f(x_{t-1}, z_t, h_{t-1})`.
 
     Args:
-        x_dim: X, size of an observation.
-        z_dim: Z, size of a latent.
+        x_dim, z_dim: X and Z, sizes of an observation and of a latent.
         prior: maps ``h_{t-1}`` (*batch, H) to a distribution over ``z_t``, event shape (Z,); the
             paper's is the standard normal, whatever h is.
         decoder: maps ``h_t``, which has read ``z_t``, to a distribution over ``x_t``.
@@ -49,12 +49,8 @@ class STORN(SequenceModel):
     ) -> None:
         super().__init__(x_dim, z_dim, decoder=decoder, encode_x=encode_x)
         agree("z", model=z_dim, prior=width("z_dim", prior), encode_z=width("in_dim", encode_z))
-        agree(
-            "h",
-            cell=cell.h_dim,
-            prior=width("h_dim", prior),
-            decoder=width("in_dim", decoder),
-        )
+        h_dims = {"prior": width("h_dim", prior), "decoder": width("in_dim", decoder)}
+        agree("h", cell=cell.h_dim, **h_dims)
         features = width("out_dim", encode_x, encode_z)
         agree("phi(x) and phi(z) together", cell=cell.in_dim, features=features)
         self.prior, self.decoder, self.cell = prior, decoder, cell

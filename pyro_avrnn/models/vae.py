@@ -1,9 +1,9 @@
-"""Variational auto-encoder (VAE), frame by frame: no time at all.
+"""Variational auto-encoder (VAE) of single frames, without any dependence on time.
 
 Source: Kingma and Welling (2014), https://arxiv.org/abs/1312.6114.
 
-Departure: the recognition network is a guide (:class:`~pyro_avrnn.guides.MeanFieldGuide` is the
-paper's), and the prior may be any: one that reads a state reads the constant 1.
+Departures: the recognition network is a guide (the paper's is
+:class:`~pyro_avrnn.guides.MeanFieldGuide`), and any prior fits; it reads h = 1.
 """
 
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pyro.distributions as dist
 from torch import Size, Tensor, nn
 
-from pyro_avrnn.networks import agree, width
 from pyro_avrnn.sequence import SequenceModel
+from pyro_avrnn.shapes import agree, width
 
 
 class VAEState(NamedTuple):
@@ -25,11 +25,10 @@ class VAE(SequenceModel):
     r"""VAE of each frame: :math:`p(z_t)\,p(x_t \mid z_t)`, steps independent.
 
     Args:
-        x_dim: X, size of an observation.
-        z_dim: Z, size of a latent.
+        x_dim, z_dim: X and Z, sizes of an observation and of a latent.
         prior: maps a constant ``h``, ones (*batch, 1), to a distribution over ``z_t``.
         decoder: maps ``z_t`` to a distribution over ``x_t``, event shape (X,).
-        encode_x: the feature map phi that a guide borrows.
+        encode_x: the feature map phi that guides borrow.
     """
 
     def __init__(

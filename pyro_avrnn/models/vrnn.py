@@ -3,7 +3,7 @@
 Source: Chung et al. (2015), https://arxiv.org/abs/1506.02216. Our ``h_t`` summarises the
 steps before t; the paper writes it ``h_{t-1}``.
 
-Departure: the proposal is not here but in :mod:`pyro_avrnn.guides`, where it can be swapped.
+Departure: the proposal is a guide, which can be swapped; see :mod:`pyro_avrnn.guides`.
 """
 
 from typing import NamedTuple
@@ -11,22 +11,22 @@ from typing import NamedTuple
 import pyro.distributions as dist
 from torch import Size, Tensor, nn
 
-from pyro_avrnn.networks import Cell, agree, broadcast_cat, width
+from pyro_avrnn.networks import Cell
 from pyro_avrnn.sequence import SequenceModel
+from pyro_avrnn.shapes import agree, broadcast_cat, width
 
 
 class VRNNState(NamedTuple):
     """What crosses from step t to t + 1."""
 
-    memory: Tensor  # the cell's own, (*batch, M); its output h is (*batch, H)
+    memory: Tensor  # the cell's, (*batch, M); its output h is (*batch, H)
 
 
 class VRNN(SequenceModel):
     r"""VRNN: :math:`p(z_t \mid h_t)\,p(x_t \mid z_t, h_t)`, :math:`h_{t+1} = f(x_t, z_t, h_t)`.
 
     Args:
-        x_dim: X, size of an observation.
-        z_dim: Z, size of a latent.
+        x_dim, z_dim: X and Z, sizes of an observation and of a latent.
         prior: maps ``h`` of shape (*batch, H) to a distribution over ``z_t``, event shape (Z,).
         decoder: maps ``(phi(z_t), h)`` to a distribution over ``x_t``, event shape (X,).
         cell: advances its memory by one step on ``[phi(x_t), phi(z_t)]``.

@@ -1,4 +1,4 @@
-"""Every example runs from the command line, in an empty folder, and can be read at a sitting."""
+"""Every example runs from the command line, in an empty folder, and is short enough to read."""
 
 import json
 import os
@@ -10,21 +10,25 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+LESSONS = sorted((ROOT / "examples").glob("*.py"))
+STUDIES = sorted((ROOT / "examples" / "studies").glob("*.py"))
+RUN = [*LESSONS, *(path for path in STUDIES if "__main__" in path.read_text())]
 
 
-def test_there_are_examples() -> None:
-    assert EXAMPLES
+def test_four_examples_are_numbered_in_the_order_of_reading() -> None:
+    assert [path.name[:2] for path in LESSONS] == ["1_", "2_", "3_", "4_"]
+    assert len(RUN) > len(LESSONS)
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_has_fewer_than_300_lines(path: Path) -> None:
-    assert len(path.read_text().splitlines()) < 300
+@pytest.mark.parametrize("path", [*LESSONS, *STUDIES], ids=lambda path: path.stem)
+def test_an_example_is_short(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= 80 if path in LESSONS else lines < 300
 
 
-def run(path: Path, folder: Path, *arguments: str) -> str:
-    """What an example prints when it is run in this folder."""
-    done = subprocess.run(
+def start(path: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run an example in this folder."""
+    return subprocess.run(
         [sys.executable, "-W", "error::UserWarning", str(path), *arguments],
         cwd=folder,
         capture_output=True,
@@ -32,21 +36,34 @@ def run(path: Path, folder: Path, *arguments: str) -> str:
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
+
+
+def run(path: Path, folder: Path, *arguments: str) -> str:
+    """Run an example that must succeed; return what it prints."""
+    done = start(path, folder, *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
 def test_an_example_runs(path: Path, tmp_path: Path) -> None:
     assert run(path, tmp_path, "--smoke").strip()
+
+
+def test_the_last_example_opens_the_model_of_the_first(tmp_path: Path) -> None:
+    first, *_, last = LESSONS
+    missing = start(last, tmp_path)
+    assert missing.returncode == 2 and f"run examples/{first.name} first" in missing.stderr
+    run(first, tmp_path, "--steps", "1")
+    assert "90 % interval" in run(last, tmp_path)
 
 
 def test_the_grid_of_swaps_keeps_what_is_done(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", x=np.random.default_rng(0).normal(size=(20, 5, 3)))
     parts = ["--priors", "standard", "flow", "--guides", "filtering", "residual"]
     given = ["--data", "own.npz", "--steps", "2", *parts, "--out", "grid"]
-    path = ROOT / "examples" / "swap_guides_and_priors.py"
+    path = ROOT / "examples" / "studies" / "swap_guides_and_priors.py"
     first, results = run(path, tmp_path, *given), tmp_path / "grid" / "results.json"
     written = results.read_text()
     lines = [line for line in first.splitlines() if line.startswith(("| standard", "| flow"))]

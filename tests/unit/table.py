@@ -151,7 +151,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = (
         f"{model}-flow-z1": (
             lambda m=model: build(m, prior="flow", guide="filtering", z_dim=1),
             ValueError,
-            "z_dim must be at least 2 for FlowPrior, got 1; use ConditionalNormal",
+            "z_dim must be at least 2, got 1; use ConditionalNormal instead of FlowPrior",
         )
         for model in LATENT
     }
@@ -159,7 +159,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = (
         f"{model}-{guide}-z1": (
             lambda m=model, g=guide: build(m, guide=g, z_dim=1),
             ValueError,
-            "z_dim must be at least 2 for FlowGuide, got 1; use FilteringGuide",
+            "z_dim must be at least 2, got 1; use FilteringGuide instead of FlowGuide",
         )
         for model, guide in product(LATENT, ("flow", "smoothing_flow"))
     }

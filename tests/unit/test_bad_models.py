@@ -207,7 +207,7 @@ def test_a_critic_whose_window_does_not_fit_its_view(window: int, shows_path: bo
     [
         (lambda: recipes.rnn(0, H), "x_dim must be at least 1, got 0"),
         (lambda: recipes.vrnn(X, -1, H), "z_dim must be at least"),
-        (lambda: recipes.vrnn(X, Z, H, min_scale=-0.1), "min_scale must not be negative"),
+        (lambda: recipes.vrnn(X, Z, H, min_scale=-0.1), "min_scale must be at least 0, got -0.1"),
     ],
     ids=["x_dim", "z_dim", "min_scale"],
 )

@@ -109,7 +109,10 @@ def test_dtype_follows_the_network_and_every_parameter_learns(name: str, kind: A
         (lambda: MixtureOfNormalsEmission(5, X, num_components=1), "num_components must be at "),
         (lambda: MixtureOfNormalsEmission(5, X, num_components=1), "got 1; use NormalEmission"),
         (lambda: MixtureOfNormalsEmission(5, X, num_components=0), "at least 2, got 0; use"),
-        (lambda: MixtureOfNormalsEmission(5, X, min_scale=-1.0), "min_scale must not be negative"),
+        (
+            lambda: MixtureOfNormalsEmission(5, X, min_scale=-1.0),
+            "min_scale must be at least 0, got -1",
+        ),
         (lambda: CategoricalEmission(5, X, num_classes=1), "must be at least 2, got 1"),
         (lambda: DiscretisedLogisticMixture(5, X, bits=17), "bits must be from 1 to 16, got 17"),
         (lambda: DiscretisedLogisticMixture(5, X, bits=0), "bits must be from 1 to 16, got 0"),

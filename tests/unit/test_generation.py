@@ -379,9 +379,9 @@ def test_bad_free_runs(options: dict[str, Any], sentence: str) -> None:
 
 def test_f_for_a_model_without_one() -> None:
     r = recipes.vrnn(X, Z, H)
-    with pytest.raises(ValueError, match=r"^f needs .* which VRNN has not .*DSAE .* one$"):
+    with pytest.raises(ValueError, match=r"^f needs .* but VRNN has none .*DSAE .* one$"):
         generate(r.model, 2, 3, f=torch.zeros(2, F))
-    with pytest.raises(ValueError, match=r"^swap_f needs .* which VRNN has not .*DSAE .* one$"):
+    with pytest.raises(ValueError, match=r"^swap_f needs .* but VRNN has none .*DSAE .* one$"):
         swap_f(r.model, r.guide, torch.zeros(2, 3, X), [1, 0])
 
 
@@ -409,7 +409,7 @@ def test_bad_continuations(options: dict[str, Any], sentence: str) -> None:
 def test_weights_that_choose_nothing(bad: float) -> None:
     log_weight = torch.zeros(3, 2)
     log_weight[:, 1] = bad
-    with pytest.raises(ValueError, match="zero or no numbers for sequence 1"):
+    with pytest.raises(ValueError, match="zero or not numbers for sequence 1"):
         generation._choose(log_weight, 4)
 
 

@@ -23,8 +23,15 @@ ENGINE = ("pyro_avrnn/engine/", "pyro_avrnn/products.py")
 RESULTS = "examples/results/"
 FILE_LIMIT, FUNCTION_LIMIT, PASSAGE = 300, 40, 6
 MEGABYTE = 1_000_000
-#: files over 300 lines outside the engine, each with what makes it long
-LONG_FILES: dict[str, str] = {}
+#: files outside the engine that may have over 300 lines, at most 8, each with its reason
+LONG_FILES = {
+    "inference/adversarial.py": "views, the critic as a penalty, and the paper's schedule of it",
+    "inference/objectives.py": "the one base of all losses, and three losses told together",
+    "inference/training.py": "one training loop, half of the file its documentation",
+    "pyro_avrnn/recipes/papers.py": "the table a reader looks for: ten papers, one function each",
+    "pyro_avrnn/rollout.py": "one algorithm: draw along the guide, score all steps at once",
+    "pyro_avrnn/sequence.py": "the contract of models and guides, all Pyro sites in one place",
+}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -246,11 +253,11 @@ def tracked(house: House) -> dict[str, int]:
 
 def test_long_files_are_few_and_each_has_its_reason(house: House) -> None:
     long = _outside_engine(house.long_files())
-    assert long.keys() == LONG_FILES.keys(), (
-        f"files over {FILE_LIMIT} lines outside the engine must be those of LONG_FILES, each with "
-        f"its reason: {long}"
+    assert long.keys() <= LONG_FILES.keys(), (
+        f"a file has over {FILE_LIMIT} lines; cut it, or give its reason in LONG_FILES: {long}"
     )
-    assert len(long) <= 8
+    assert len(LONG_FILES) <= 8
+    assert LONG_FILES.keys() <= house.lines.keys()
 
 
 def test_functions_fit_a_screen(house: House) -> None:

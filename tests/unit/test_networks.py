@@ -1,4 +1,4 @@
-"""What all networks share: activations, sizes that agree, and recurrent encoders."""
+"""What all networks share: activations, sizes that agree, recurrent cells and encoders."""
 
 from pathlib import Path
 
@@ -10,15 +10,8 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from pyro_avrnn import recipes
-from pyro_avrnn.networks import (
-    ACTIVATIONS,
-    DIRECTIONS,
-    MLP,
-    RecurrentEncoder,
-    agree,
-    broadcast_cat,
-    width,
-)
+from pyro_avrnn.networks import ACTIVATIONS, CELLS, DIRECTIONS, MLP, Cell, RecurrentEncoder
+from pyro_avrnn.shapes import agree, at_least, broadcast_cat, width
 from tests.unit.table import H, X, Z, assert_close, prefix_mask
 
 
@@ -80,6 +73,36 @@ def test_concatenation_broadcasts_what_leads() -> None:
     assert found.shape == (4, 5, 3, 5)
     assert torch.equal(found[2, 3, 1], torch.cat([a[2, 0, 1], b[3, 1], c[1]]))
     assert torch.equal(broadcast_cat(c, c), torch.cat([c, c], dim=-1))
+
+
+def test_a_number_below_its_limit_is_named() -> None:
+    at_least(1, size=1, length=2)
+    with pytest.raises(ValueError, match="^length must be at least 1, got 0; use another$"):
+        at_least(1, "; use another", size=1, length=0)
+
+
+# recurrent cells
+
+
+class Sum(Cell):
+    """The least that a cell must write."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
+        return memory + self.scale * inputs
+
+
+def test_memory_starts_at_zero_and_its_first_part_is_the_output() -> None:
+    for cell, size in ((Sum(), 2), (CELLS["gru"](2, 2), 2), (CELLS["lstm"](2, 2), 4)):
+        start = cell.initial(torch.Size((3, 4)))
+        assert torch.equal(start, torch.zeros(3, 4, size))
+        memory = cell(torch.ones(2), start)
+        assert memory.shape == start.shape
+        assert torch.equal(cell.output(memory), memory[..., :2])
+    assert cell.float().initial(torch.Size(())).dtype == torch.float32
 
 
 # recurrent encoders

@@ -14,9 +14,9 @@ from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
 from inference import ELBO, FIVO, IWAE, evaluate
+from pyro_avrnn import pixels as decoder
 from pyro_avrnn.guides import NoLatents
-from pyro_avrnn.models import pixelcnn
-from pyro_avrnn.models.pixelcnn import ConvolutionalGuide, PixelCNN, PixelCNNVAE
+from pyro_avrnn.models import ConvolutionalGuide, PixelCNN, PixelCNNVAE
 from pyro_avrnn.priors import ConditionalNormal, StandardNormal
 from pyro_avrnn.recipes import Recipe
 from tests.unit.table import (
@@ -181,7 +181,7 @@ def test_leading_dimensions_broadcast(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert_close(found, torch.stack(one_by_one).reshape(2, 3, 5))
     assert_close(net(z[0, 0, 0]).log_prob(x), net(z[0, 0, 0].expand(2, 1, 5, Z)).log_prob(x))
-    monkeypatch.setattr(pixelcnn, "_IMAGES_AT_ONCE", 4)  # portions that cut through K and B
+    monkeypatch.setattr(decoder, "_IMAGES_AT_ONCE", 4)  # portions that cut through K and B
     with torch.no_grad():
         assert_close(net(z).log_prob(x), found)
 

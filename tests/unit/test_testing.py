@@ -1,4 +1,4 @@
-"""The conformance checks pass a correct model of one's own, and name each planted fault."""
+"""The conformance checks accept a correct model, and name each planted fault."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from pyro_avrnn import testing
 from pyro_avrnn.guides import FilteringGuide, SmoothingGuide
 from pyro_avrnn.models.lgssm import LGSSM, ExactFilter, ExactSmoother
-from pyro_avrnn.networks import broadcast_cat
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
+from pyro_avrnn.shapes import broadcast_cat
 from pyro_avrnn.testing import check
 from tests.unit.table import build, observations, prefix_mask
 
@@ -304,10 +304,10 @@ MODEL_FAULTS: dict[type[SequenceModel], str] = {
     NoEventDimension: r"shapes: NoEventDimension\.emission at step 1 has event shape \(\), not",
     OutsideItsSupport: r"generation: OutsideItsSupport\.emission at step 1 draws x = .* expects 0",
     DrawsIntegers: r"generation: DrawsIntegers at step 1 draws x \(2, 2\) of torch\.int64",
-    AnotherSite: r"sites: AnotherSite has another site w_1",
+    AnotherSite: r"sites: AnotherSite has an unexpected site w_1",
     OffWhenStacked: r"broadcasting: OffWhenStacked\.emission at step 1 .* \(T, K, B\)",
     LateWhenStacked: r"broadcasting: LateWhenStacked\.transition at step 1 .* \(T, K, B\)",
-    NoGradientWhenStacked: r"loop = rollout: NoGradientWhenStacked is not in .* gradient of a: ",
+    NoGradientWhenStacked: r"loop = rollout: NoGradientWhenStacked differs .* gradient of a: ",
     InfiniteAtStepThree: r"finiteness: InfiniteAtStepThree\.emission at step 3 gives sequence 1",
     CountsItsCalls: r"purity: CountsItsCalls changes its calls when called",
     RemembersTheLastCall: r"purity: RemembersTheLastCall\.transition at step \d gives another",
@@ -393,7 +393,7 @@ GUIDE_FAULTS: dict[type[SequenceGuide], str] = {
     OwnsABuffer: r"ownership: OwnsABuffer registers Walk's unit as unit; borrow",
     EncodesTheTranspose: r"shapes: EncodesTheTranspose\.encode gives shape \(4, 2, 2\), not",
     ScaledWhenStacked: r"broadcasting: ScaledWhenStacked\.proposal at step 1 .* \(T, K, B\)",
-    NoGradientOfTheDraws: r"loop = rollout: NoGradientOfTheDraws is not in .* gradient of ",
+    NoGradientOfTheDraws: r"loop = rollout: NoGradientOfTheDraws differs .* gradient of ",
     ProposesAnotherSize: r"ProposesAnotherSize\.proposal at step 1 has event shape \(4,\), not",
 }
 

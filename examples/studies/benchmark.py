@@ -1,21 +1,20 @@
-"""How fast is a training step, beside plain torch, JAX and the arithmetic; what costs how much?
+"""How fast is a training step, next to plain torch, JAX and the arithmetic; what costs how much?
 
-Four parts. contenders: one step (forward, backward, Adam) of one VRNN written in several ways, in
-turn, each in its own process, beside the time its matrix products alone would take. ratios: FIVO
-over ELBO and IWAE, an adversarial step over an ELBO step. growth: time and memory as sizes double.
-memory: an evaluation with 1,024 particles, and a long series of which one state in 100 is kept.
-Expect rollout to be 4 to 10 times as fast as the markov loop, and jax to lead where steps are
-small, in 8 minutes. "at ... products" is a step's share of that library's rate of products.
+Four parts. contenders: one step (forward, backward, Adam) of one VRNN, written in several ways.
+They run in turn, each in its own process; the time of the matrix products alone is the yardstick.
+ratios: FIVO over ELBO and IWAE, an adversarial step over an ELBO step. growth: time and memory as
+sizes double. memory: an evaluation with 1,024 particles, and a long series with one state in 100
+kept. Expect rollout to be 4 to 10 times as fast as the markov loop, and jax to lead where steps
+are small. All of it takes 8 minutes. "at ... products" is the step's share of that library's rate
+of products.
 """
 
 import argparse
 import gc
-import json
 import multiprocessing
 import os
 import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,39 +27,29 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import contenders as those
+import contenders
 import numpy as np
 import torch
-from contenders import SIDE, SIZES, Size
+from common import Row, arguments, parse
 from matplotlib.figure import Figure
+from problem import SIZES, Size, data, operations, recipe, start
 from scipy.stats import linregress
 from tqdm import tqdm
 
-from inference import ELBO, FIVO, IWAE, Adversarial, RegularisedELBO, evaluate
+from inference import ELBO, FIVO, IWAE, Adversarial, evaluate
 from inference.divergences import gradient_penalty, spectral, wasserstein
-from inference.files import write_csv
+from inference.files import write_csv, write_json
 from pyro_avrnn import recipes
+from pyro_avrnn.cli.runs import commit
 
 PARTS = ("contenders", "ratios", "growth", "memory")
 SPAWN = multiprocessing.get_context("spawn")
-BUILT: dict[str, those.Contender] = {}  # in a contender's own process
-Row, TINY = dict[str, Any], SIZES["tiny"]
-
-
-def operations(size: Size) -> int:
-    """Floating point operations of all matrix products of one training step."""
-    b, t, x, z, h, emission = size
-    frame = z * h  # phi(z)
-    frame += 2 * h * h + h * 2 * z  # guide, of phi(x) and h
-    frame += h * h + h * 2 * z  # prior, of h
-    frame += 2 * h * h + h * x * (2 if emission == "normal" else 1)  # decoder, of phi(z) and h
-    frame += 3 * h * (2 * h + h)  # GRU, of phi(x), phi(z) and h
-    # once forward, twice backward (to inputs and weights); but phi(x) not to x, which is data
-    return 2 * b * t * (3 * frame + 2 * x * h)
+BUILT: dict[str, contenders.Contender] = {}  # in a contender's own process
+TINY = SIZES["tiny"]
 
 
 def timed(step: Callable[[], Any], least: float, device: str = "cpu") -> float:
-    """Seconds a step, averaged over as many as ``least`` seconds take."""
+    """Average the seconds of a step, over steps that take ``least`` seconds together."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     started, steps = time.perf_counter(), 0
     while not steps or time.perf_counter() - started < least:
@@ -71,23 +60,23 @@ def timed(step: Callable[[], Any], least: float, device: str = "cpu") -> float:
 
 
 def build(name: str, size: Size, weights: Any, threads: int, device: str) -> tuple[float, float]:
-    """Make a contender, in the process that is to be its own; its first loss and gradient norm."""
+    """Make a contender in its own process; return its first loss and gradient norm."""
     if "jax" in name:  # it takes as many threads as it sees processors
         os.environ["NPROC"] = str(threads)
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     torch.set_num_threads(threads)
-    BUILT["here"] = those.make(name, size, weights, device)
+    BUILT["here"] = contenders.make(name, size, weights, device)
     return BUILT["here"].loss, BUILT["here"].norm
 
 
 def go(least: float, device: str) -> float:
-    """One round of the contender built in this process."""
+    """Run one round of the contender built in this process."""
     return timed(BUILT["here"].step, least, device)
 
 
 def alternate(runs: dict[str, Callable[[], float]], rounds: int, what: str) -> dict[str, Any]:
-    """What each returns in each round, all in turn; the first round warms up."""
+    """Call all in turn, once a round; list what each returns. The first round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for i, name in tqdm([(i, name) for i in range(rounds + 1) for name in runs], desc=what):
         value = runs[name]()
@@ -95,8 +84,8 @@ def alternate(runs: dict[str, Callable[[], float]], rounds: int, what: str) -> d
     return seconds
 
 
-def beside(seconds: dict[str, list[float]], *bases: str, **common: Any) -> list[Row]:
-    """A row a contender: medians, and ratios of medians with their range over the rounds."""
+def compare(seconds: dict[str, list[float]], *bases: str, **common: Any) -> list[Row]:
+    """Make one row per contender: medians, and ratios of medians with their range."""
     rows = []
     for name, mine in seconds.items():
         middle, least, most = (float(f"{of(mine):.4g}") for of in (median, min, max))
@@ -110,10 +99,10 @@ def beside(seconds: dict[str, list[float]], *bases: str, **common: Any) -> list[
 
 
 def contest(label: str, size: Size, device: str, args: argparse.Namespace) -> list[Row]:
-    """One training step by all contenders; they must find the same loss and gradient first."""
-    names = those.contenders(device, label)
+    """Time one training step of all contenders, which must first agree on loss and gradient."""
+    names = contenders.contenders(device, label)
     yards = [f"{name} product" for name in ("torch", "jax") if name in names]
-    given = (size, those.start(size), args.threads, device)
+    given = (size, start(size), args.threads, device)
     with ExitStack() as stack:
         own = {name: stack.enter_context(Process(1, SPAWN)) for name in [*names, *yards]}
         [process.submit(os.getpid) for process in own.values()]  # all import at once
@@ -124,9 +113,10 @@ def contest(label: str, size: Size, device: str, args: argparse.Namespace) -> li
         print("{}: all start at loss {:.6g}, gradient norm {:.6g}".format(label, *found["torch"]))
         runs = {n: lambda p=p: p.submit(go, args.least, device).result() for n, p in own.items()}
         seconds = alternate(runs, args.rounds, f"{label}, {device}")
-    rates = {f"{name}s": 2 * SIDE[device] ** 3 / median(seconds.pop(name)) for name in yards}
+    product = 2 * contenders.SIDE[device] ** 3  # operations
+    rates = {f"{name}s": product / median(seconds.pop(name)) for name in yards}
     common = {"what": f"step, {label}", "device": device, **size._asdict()}
-    rows = beside(seconds, *(b for b in ("torch", "jax") if b in names), **common)
+    rows = compare(seconds, *(b for b in ("torch", "jax") if b in names), **common)
     for row in rows:
         for name, rate in rates.items():
             row[f"gflops of {name}"] = round(rate / 1e9, 1)
@@ -135,15 +125,15 @@ def contest(label: str, size: Size, device: str, args: argparse.Namespace) -> li
 
 
 def trainer(size: Size, loss: Any, critic: Row | None = None) -> Callable[[], float]:
-    """Times a training step of our VRNN; with a critic, whose guide is no other, one of that."""
-    x, mask = those.data(size)
-    r = those.recipe(size, recipes.avrnn, guide="filtering", **(critic or {}))
+    """Make a function that times a training step of our VRNN, with a critic if one is given."""
+    x, mask = data(size)
+    r = recipe(size, recipes.avrnn, guide="filtering", **(critic or {}))
     if critic:
         divergence = wasserstein(spectral() if "lipschitz" in critic else gradient_penalty())
-        adversarial = Adversarial(r.critic, view=critic["view"], divergence=divergence)
-        loss = RegularisedELBO([adversarial])
+        adversarial = Adversarial(r.critic, divergence=divergence)
+        loss = ELBO(penalties=[adversarial], kl_weight=0.0)
     parameters = [*r.model.parameters(), *r.guide.parameters()]
-    descend = those.descent(parameters, lambda: loss(r.model, r.guide, x, mask))
+    descend = contenders.descent(parameters, lambda: loss(r.model, r.guide, x, mask))
 
     def step() -> None:
         descend()
@@ -154,7 +144,7 @@ def trainer(size: Size, loss: Any, critic: Row | None = None) -> Callable[[], fl
 
 
 def ratios(args: argparse.Namespace) -> list[Row]:
-    """What resampling costs, and what a critic costs."""
+    """Time what resampling costs, and what a critic costs."""
     medium, music = (TINY, TINY) if args.smoke else (SIZES["medium"], SIZES["music"])
     forward = {"view": "conditional", "critic": "feedforward", "lipschitz": "z"}
     runs = {
@@ -163,22 +153,22 @@ def ratios(args: argparse.Namespace) -> list[Row]:
         "critic, spectral": trainer(medium, None, forward),
         "critic, LSTM": trainer(medium, None, {"view": "trajectory", "critic": "lstm"}),
     }
-    rows = beside(alternate(runs, args.rounds, "medium"), "elbo", what="ratio, medium")
+    rows = compare(alternate(runs, args.rounds, "medium"), "elbo", what="ratio, medium")
     for label, size in (("music", music), ("music, 256 units", music._replace(H=256))):
         runs = {
             "iwae-8": trainer(size, IWAE(num_particles=8)),
             "fivo-8": trainer(size, FIVO(num_particles=8)),
             "fivo-8, always": trainer(size, FIVO(num_particles=8, criterion="always")),
         }
-        rows += beside(alternate(runs, args.rounds, label), "iwae-8", what=f"ratio, {label}")
+        rows += compare(alternate(runs, args.rounds, label), "iwae-8", what=f"ratio, {label}")
     return rows
 
 
 def tensors(size: Size, options: Row) -> float:
-    """MiB of tensors at their peak in forward and backward, by the allocator's own events."""
-    r, (x, mask) = those.recipe(size), those.data(size)
+    """Measure the peak of all tensors in forward and backward, in MiB, by allocator events."""
+    r, (x, mask) = recipe(size), data(size)
     own = [*r.model.parameters(), *r.guide.parameters()]
-    for _ in range(2):  # the first time some things are made once for all
+    for _ in range(2):  # the first pass also makes what is made only once
         loss = ELBO(**options)
         gc.collect()
         with torch.profiler.profile(profile_memory=True) as profile:
@@ -189,16 +179,16 @@ def tensors(size: Size, options: Row) -> float:
 
 
 def measured(points: Row, args: argparse.Namespace, *bases: str, what: str) -> list[Row]:
-    """Time of ELBO steps, and peak of their tensors beside data, weights and optimiser."""
+    """Time ELBO steps, and measure their tensors without data, weights and optimiser."""
     runs = {name: trainer(size, ELBO(**options)) for name, (size, options) in points.items()}
-    rows = beside(alternate(runs, (args.rounds + 1) // 2, what), *bases, what=what)
+    rows = compare(alternate(runs, (args.rounds + 1) // 2, what), *bases, what=what)
     for row, (size, options) in zip(rows, tqdm(points.values(), desc="memory"), strict=True):
         row |= {"mib": tensors(size, options), **size._asdict(), **options}
     return rows
 
 
 def growth(args: argparse.Namespace) -> list[Row]:
-    """An ELBO step as one size doubles, the others at their base; slopes on log-log axes."""
+    """Time an ELBO step as one size doubles, the others at their base; slopes on log-log axes."""
     base, particles = (TINY, 2) if args.smoke else (Size(16, 50, 50, 32, 128), 4)
     doublings = [0.5, 1, 2] if args.smoke else [0.5, 1, 2, 4, 8]
     middles = {"T": base.T, "B": base.B, "K": particles, "H": base.H}
@@ -210,6 +200,14 @@ def growth(args: argparse.Namespace) -> list[Row]:
             options = {"num_particles": value if name == "K" else particles}
             points[f"{name} = {value}"] = (size, options)
     rows = measured(points, args, what="growth")
+    return rows + slopes(rows, grids, doublings, args.out / "growth.png")
+
+
+def slopes(
+    rows: list[Row], grids: dict[str, list[int]], doublings: list[float], path: Path
+) -> list[Row]:
+    """Fit and draw how time and memory grow with each size."""
+    found = []
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     labels = {"seconds": "time of a step [s]", "mib": "peak of its tensors [MiB]"}
     for (key, label), panel in zip(labels.items(), figure.subplots(1, 2), strict=True):
@@ -217,20 +215,20 @@ def growth(args: argparse.Namespace) -> list[Row]:
             own = [row[key] for row in rows if row["contender"].startswith(name)]
             fit = linregress(np.log2(grid), np.log2(own))
             slope = {"slope": round(fit.slope, 3), "standard_error": round(fit.stderr, 3)}
-            rows.append({"what": f"slope of {key}", "contender": f"in {name}", **slope})
+            found.append({"what": f"slope of {key}", "contender": f"in {name}", **slope})
             words = f"{name}, base {grid[1]}: slope {fit.slope:.2f} ± {fit.stderr:.2f}"
             panel.semilogx(doublings, own, "o-", base=2, label=words)
         multiples = "multiple of T steps, B series, K particles, H units"
         panel.set(xlabel=multiples, ylabel=label, yscale="log")
         panel.legend()
-    figure.savefig(args.out / "growth.png", dpi=150)
-    return rows
+    figure.savefig(path, dpi=150)
+    return found
 
 
 def peak(particles: int, size: Size, threads: int) -> float:
-    """GiB of a process that does nothing but evaluate; run in one of its own."""
+    """Measure the GiB of a process that does nothing but evaluate; call it in a new one."""
     torch.set_num_threads(threads)
-    r, (x, mask) = those.recipe(size), those.data(size)
+    r, (x, mask) = recipe(size), data(size)
     evaluate(r.model, r.guide, x, mask, num_particles=particles, fivo_particles=particles)
     if sys.platform == "darwin":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
@@ -239,59 +237,61 @@ def peak(particles: int, size: Size, threads: int) -> float:
 
 
 def memory(args: argparse.Namespace) -> list[Row]:
-    """An evaluation with many particles; a long series of which few states are kept."""
+    """Measure an evaluation with many particles, and a long series with few states kept."""
     size, particles = (TINY, 30) if args.smoke else (SIZES["music"], 1024)
     with Process(1, SPAWN) as process:
         gib = round(process.submit(peak, particles, size, args.threads).result(), 2)
     row = {"what": f"evaluate-{particles}, music", **size._asdict(), "peak_gib": gib}
-    size, segment = (TINY, 2) if args.smoke else (Size(8, 2000, 88, 32, 128), 100)
-    ways = {"all": (size, {}), f"one in {segment}": (size, {"segment": segment})}
+    size, every = (TINY, 2) if args.smoke else (Size(8, 2000, 88, 32, 128), 100)
+    ways = {"all": (size, {}), f"one in {every}": (size, {"recompute": every})}
     return [row, *measured(ways, args, "all", what=f"states kept, T = {size.T}")]
 
 
 def machine(threads: int) -> Row:
-    """What the numbers were made on, and with."""
-    file, here = Path("/proc/cpuinfo"), Path(__file__).parent
+    """Describe the processor and the versions behind the numbers."""
+    file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     cpu = [line.split(": ")[1] for line in lines if line.startswith("model name")]
     about = {"cpu": [*cpu, platform.processor()][0], "cores": os.cpu_count(), "threads": threads}
     about["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     for name, module in {"torch": "torch", "pyro-ppl": "pyro", "jax": "jax"}.items():
         about[name] = version(name) if find_spec(module) else None
-    failed, commit = subprocess.getstatusoutput(f'git -C "{here}" rev-parse HEAD')
-    return about | {"commit": None if failed else commit}
+    return about | {"commit": commit()}
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
+    """Read the command line; ``--smoke`` takes tiny sizes and two rounds."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, out="runs/benchmark")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--sizes", choices=SIZES, nargs="+", default=[*SIZES][1:])
     parser.add_argument("--device", choices=devices, nargs="+", default=devices)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
-    args = parser.parse_args()
-    args.least = 0.0 if args.smoke else 0.5  # seconds of a contender's round
-    args.rounds, args.threads = (2, 1) if args.smoke else (args.rounds, args.threads)
+    args = parse(parser)
+    args.least = 0.5  # seconds of a contender's round
+    if args.smoke:
+        args.least, args.rounds, args.threads, args.sizes = 0.0, 2, 1, ["tiny"]
+    return args
+
+
+def main() -> None:
+    args = read_arguments()
     torch.set_num_threads(args.threads)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # keeps torch's profiler silent
-    args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     if "contenders" in args.only:
         for device in args.device:
-            for label in ["tiny"] if args.smoke else args.sizes:
+            for label in args.sizes:
                 rows += contest(label, SIZES[label], device, args)
-        print(*those.missing(), sep="\n")
+        print(*contenders.missing(), sep="\n")
     for part in (ratios, growth, memory):
         rows += part(args) if part.__name__ in args.only else []
     for row in rows:
         rest = [f"{k}={v}" for k, v in row.items() if k not in (*Size._fields, "contender")]
         print(f"{row.get('contender', ''):18}", *rest)
     write_csv(args.out / "benchmark.csv", rows)
-    about = {"machine": machine(args.threads), "rows": rows}
-    (args.out / "benchmark.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_json(args.out / "benchmark.json", {"machine": machine(args.threads), "rows": rows})
     print(f"written: {args.out / 'benchmark.csv'}")
 
 
