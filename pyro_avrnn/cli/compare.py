@@ -25,6 +25,7 @@ from pyro_avrnn.cli.runs import Result, Task, row_folder, run
 from pyro_avrnn.cli.settings import Comparison, Settings
 from pyro_avrnn.data import Dataset
 
+_FACTS = ("data", "baseline_per_frame", "sequences", "reader", "settings")  # the same to resume
 _worker: dict[str, Any] = {}  # of a worker process: its data, and the steps done by task
 
 
@@ -46,7 +47,8 @@ def compare(comparison: Comparison, settings: Settings, command: str) -> int:
     trainings, out = comparison.trainings(), comparison.out
     dataset = data.load(comparison.data, **comparison.reader_options())
     _check_parts(trainings, dataset, settings)
-    shared, facts = _facts(comparison, settings, dataset, command)
+    shared = _shared(comparison, settings, dataset, command)
+    facts = {name: shared[name] for name in _FACTS}
     _check_writable(out)
     results = _resumed(out, facts) if comparison.resume else []
     if not comparison.resume:
@@ -94,26 +96,21 @@ def _check_writable(folder: Path) -> None:
         ) from error
 
 
-def _facts(
+def _shared(
     comparison: Comparison, settings: Settings, dataset: Dataset, command: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What each entry of results.json says of its data, and what must agree to resume."""
+) -> dict[str, Any]:
+    """What all entries of results.json have in common."""
     scale = {name: torch.as_tensor(getattr(dataset, name)).tolist() for name in ("mean", "std")}
-    baseline, reader = data.independent_baseline(dataset), comparison.reader_options()
-    shared = {
+    return {
+        "data": dataset.name,
+        "sequences": len(getattr(dataset, settings.split)),
+        "settings": asdict(settings),
         "standardisation": scale,
         "min_scale": settings.min_scale if dataset.kind == "real" else None,
-        "baseline_per_frame": baseline,
+        "baseline_per_frame": data.independent_baseline(dataset),
         "command": command,
         "kind": dataset.kind,
-        "reader": reader,
-    }
-    return shared, {
-        "data": dataset.name,
-        "baseline_per_frame": baseline,
-        "sequences": len(getattr(dataset, settings.split)),
-        "reader": reader,
-        "settings": asdict(settings),
+        "reader": comparison.reader_options(),
     }
 
 

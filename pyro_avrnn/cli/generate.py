@@ -1,11 +1,8 @@
 """``avrnn generate``: sequences drawn from a trained model, as sound, music or numbers."""
 
 import json
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -120,31 +117,30 @@ def _write(out: Path, made: dict[str, Tensor], dataset: Dataset, title: str) -> 
     """Write MIDI, sound or numbers in the data's own units, and one picture."""
     if dataset.kind == "binary" and dataset.x_dim == 88:
         rolls = {name: x.numpy() for name, x in made.items()}
-        write_midi = partial(media.write_midi, step_seconds=dataset.frame_seconds or _STEP_SECONDS)
-        files = _write_each(out, rolls, ".mid", write_midi)
+        files = _files(out, rolls, ".mid")
+        for path, roll in files.items():
+            media.write_midi(path, roll, step_seconds=dataset.frame_seconds or _STEP_SECONDS)
         return [*files, plots.piano_rolls(rolls, out / "rolls.png", title=title)]
     raw = {name: _raw(x, dataset) for name, x in made.items()}
     if (rate := dataset.sample_rate) is not None:
         waves = {name: x.reshape(-1) / 32768.0 for name, x in raw.items()}
-        files = _write_each(out, waves, ".wav", partial(media.write_wav, sample_rate=rate))
+        files = _files(out, waves, ".wav")
+        for path, wave in files.items():
+            media.write_wav(path, wave, rate)
         picture = out / "spectrograms.png"
         return [*files, plots.spectrograms(waves, picture, sample_rate=rate, title=title)]
-    files = _write_each(out, raw, ".csv", partial(np.savetxt, delimiter=",", fmt="%.6g"))
+    files = _files(out, raw, ".csv")
+    for path, x in files.items():
+        np.savetxt(path, x, delimiter=",", fmt="%.6g")
     seconds = dataset.frame_seconds
     picture = plots.features(raw, out / "generated.png", frame_seconds=seconds, title=title)
     return [*files, picture]
 
 
-def _write_each(
-    out: Path, made: dict[str, np.ndarray], suffix: str, write: Callable[[Path, np.ndarray], Any]
-) -> list[Path]:
-    """Write every sequence to a file of its name."""
-    files = []
-    for name, content in made.items():
-        safe = "".join(c if c.isalnum() else "_" for c in name)
-        files.append(out / f"{safe}{suffix}")
-        write(files[-1], content)
-    return files
+def _files(out: Path, made: dict[str, np.ndarray], suffix: str) -> dict[Path, np.ndarray]:
+    """Sequences by the file of their name."""
+    safe = {name: "".join(c if c.isalnum() else "_" for c in name) for name in made}
+    return {out / f"{safe[name]}{suffix}": content for name, content in made.items()}
 
 
 def _raw(x: Tensor, dataset: Dataset) -> np.ndarray:

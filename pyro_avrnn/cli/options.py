@@ -20,9 +20,7 @@ RANGES = {
 }
 
 
-def option(
-    default: Any, help: str, within: str = "", *, choices: Iterable[str] = (), flag: str = ""
-) -> Any:
+def option(default: Any, help: str, within: str = "", *, choices: Iterable[str] = ()) -> Any:
     """Declare a field of a dataclass as an option.
 
     Args:
@@ -30,9 +28,8 @@ def option(
         help: what the option does; the default is added, unless the text mentions it.
         within: numbers it accepts, a key of ``RANGES``.
         choices: names it accepts; a ``Literal`` brings its own.
-        flag: name on the command line, if it is not the field's.
     """
-    about = {"help": help, "within": within, "choices": tuple(choices), "flag": flag}
+    about = {"help": help, "within": within, "choices": tuple(choices)}
     return field(default=default, metadata=about)
 
 
@@ -93,10 +90,9 @@ def read(cls: type[Options], args: argparse.Namespace, **defaults: Any) -> Optio
     for name, f in options_of(cls).items():
         if hasattr(args, name):
             value = getattr(args, name)
-            several = isinstance(value, list)
-            for single in value if several else [value]:
-                check(_flag(f), f, single)
-            defaults[name] = tuple(value) if several else value
+            defaults[name] = tuple(value) if isinstance(value, list) else value
+            if not isinstance(value, list):  # whose values argparse has checked
+                check(_flag(f), f, value)
     return cls(**defaults)
 
 
@@ -122,4 +118,4 @@ def _help(f: Field[Any], choices: tuple[str, ...] = ()) -> str:
 
 
 def _flag(f: Field[Any]) -> str:
-    return "--" + (f.metadata["flag"] or f.name).replace("_", "-")
+    return "--" + f.name.removeprefix("num_").replace("_", "-")

@@ -98,9 +98,7 @@ class Settings:
     patience: int | None = option(
         None, "stop after this many validations without a better bound", "at least 1"
     )
-    num_particles: int = option(
-        64, "K of the table's IWAE and FIVO", "at least 1", flag="particles"
-    )
+    num_particles: int = option(64, "K of the table's IWAE and FIVO", "at least 1")
     validate_by: Literal["iwae", "fivo"] = option(
         "iwae", "bound, with 16 particles, that chooses the best parameters"
     )
