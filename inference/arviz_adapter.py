@@ -1,11 +1,10 @@
 """One held-out sequence in ArviZ: posterior, prior, predictive draws, log-likelihood.
 
-The only file that imports arviz; made for 0.2x (``InferenceData``) and 1.x (``DataTree``).
+The only file that imports arviz. Works with 0.2x (``InferenceData``) and 1.x (``DataTree``).
 """
 
 import inspect
 import warnings
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,34 +13,40 @@ import torch
 from pyro.infer import Predictive
 from torch import Tensor
 
+from inference.densities import StepDensities
 from inference.random import seeded
-from inference.traces import step_densities, time_index
+from inference.traces import Program, step_densities, time_index
+
+_DIMS = {
+    "z": ["time", "latent"],
+    "f": ["global"],
+    "x": ["time", "feature"],
+    "log_weight": ["time"],
+}
 
 
 @torch.no_grad()
 def to_arviz(
-    model: Any,
-    guide: Any,
+    model: Program,
+    guide: Program,
     x: Tensor,
     *,
     draws: int = 500,
     seed: int = 0,
     frame_seconds: float | None = None,
 ) -> Any:
-    """Draws of guide and model for one unpadded sequence, as ArviZ wants them.
+    """Collect draws of guide and model for one unpadded sequence in the format of ArviZ.
 
-    The draws of one guide are one chain: R-hat says nothing here and is not to be reported.
-    The log-likelihood is log p(x_t | z_t, h_t) a frame under draws of q, which are no exact
-    posterior draws, and a frame's own z_t has seen that frame: ``az.loo`` then warns by a large
-    k-hat, and rightly.
+    The draws of one guide are one chain, so R-hat is meaningless here. The log-likelihood is
+    log p(x_t | z_t, h_t) of each frame under draws of q, which are not exact posterior draws, and
+    whose z_t has seen that frame. ``az.loo`` therefore warns of a large k-hat, rightly.
 
     Args:
         model: a Pyro program that draws x when called with ``(None, mask)``.
         guide: its guide.
-        x: one sequence, ``(T, X)`` or ``(1, T, X)``, without padding (padding would give a
-            wrong, finite LOO).
-        draws: of posterior, prior and predictive distributions.
-        seed: of all of them.
+        x: one sequence, ``(T, X)`` or ``(1, T, X)``. Padding would give a wrong, finite LOO.
+        draws: number of draws of each distribution.
+        seed: seed of all draws.
         frame_seconds: length of a frame; the coordinate ``time`` is then in seconds.
 
     Returns:
@@ -51,7 +56,8 @@ def to_arviz(
         share is the variable f, (chain, draw, global).
 
     Raises:
-        ValueError: more than one sequence, or another rank.
+        ValueError: more than one sequence, another rank, or sites not named z_1, ..., x_1, ...
+        NotImplementedError: an emission that is not one distribution over time.
     """
     x = x.unsqueeze(0) if x.ndim == 2 else x
     if x.ndim != 3 or len(x) != 1:
@@ -60,20 +66,38 @@ def to_arviz(
         )
     mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     with seeded(seed):
-        d: Any = step_densities(model, guide, x, mask, num_particles=draws)
+        d = step_densities(model, guide, x, mask, num_particles=draws)
         if d.emission is None:
             raise NotImplementedError("the emission must be given as one distribution over time")
         predictive = d.emission.sample()
         store = pyro.get_param_store()
-        with store.scope(store.get_state()):  # what the model registers here is not to stay
+        with store.scope(store.get_state()):  # discards what the model registers
             free = Predictive(model, num_samples=draws, parallel=True)(None, mask)
-    length = x.shape[1]
-    groups: dict[str, dict[str, np.ndarray]] = {
-        "posterior": {"z": _draws_first(d.z)},
+    times = np.arange(1, x.shape[1] + 1)
+    coords = {
+        "time": times * (1.0 if frame_seconds is None else frame_seconds),
+        "latent": np.arange(d.z.shape[-1]),
+        "global": np.arange(0 if d.f is None else d.f.shape[-1]),
+        "feature": np.arange(x.shape[-1]),
+    }
+    return _container(_groups(d, x, predictive, free), coords)
+
+
+def _groups(
+    d: StepDensities, x: Tensor, predictive: Tensor, free: dict[str, Tensor]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays by group and variable; predictive draws of x given z, and free ones of all sites."""
+    posterior, prior = {}, {}
+    if d.z.shape[-1]:
+        posterior["z"], prior["z"] = _draws_first(d.z), _sites(free, "z")
+    if d.f is not None:
+        posterior["f"], prior["f"] = (f[:, 0].unsqueeze(0).cpu().numpy() for f in (d.f, free["f"]))
+    groups = {
+        "posterior": posterior,
         "posterior_predictive": {"x": _draws_first(predictive)},
         "log_likelihood": {"x": _draws_first(d.log_emission)},
-        "prior": {"z": _sites(free, "z", length)},
-        "prior_predictive": {"x": _sites(free, "x", length)},
+        "prior": prior,
+        "prior_predictive": {"x": _sites(free, "x")},
         "sample_stats": {
             "lp": _draws_first(d.log_prior + d.log_emission).sum(axis=-1),
             "log_q": _draws_first(d.log_proposal).sum(axis=-1),
@@ -81,55 +105,23 @@ def to_arviz(
         },
         "observed_data": {"x": x[0].cpu().numpy()},
     }
-    f = getattr(d, "f", None)  # a latent that all steps share
-    if f is not None:
-        groups["posterior"]["f"] = f[:, 0].unsqueeze(0).cpu().numpy()
-        groups["prior"]["f"] = free["f"][:, 0].unsqueeze(0).cpu().numpy()
-    if d.z.shape[-1] == 0:
-        del groups["posterior"]["z"], groups["prior"]["z"]
-    groups = {name: group for name, group in groups.items() if group}
-    times = np.arange(1, length + 1) * (1.0 if frame_seconds is None else frame_seconds)
-    coords = {
-        "time": times,
-        "latent": np.arange(d.z.shape[-1]),
-        "global": np.arange(0 if f is None else f.shape[-1]),
-        "feature": np.arange(x.shape[-1]),
-    }
-    dims = {
-        "z": ["time", "latent"],
-        "f": ["global"],
-        "x": ["time", "feature"],
-        "log_weight": ["time"],
-    }
-    return _container(groups, coords, dims)
+    return {name: group for name, group in groups.items() if group}
 
 
-@cache
-def _arviz() -> Any:
-    """The package, imported when it is first needed: it takes longer than all others."""
+def _container(groups: dict[str, dict[str, np.ndarray]], coords: dict[str, np.ndarray]) -> Any:
     with warnings.catch_warnings():  # 0.23 announces its own refactoring
         warnings.simplefilter("ignore", FutureWarning)
-        import arviz
-    return arviz
-
-
-def _container(
-    groups: dict[str, dict[str, np.ndarray]],
-    coords: dict[str, np.ndarray],
-    dims: dict[str, list[str]],
-) -> Any:
-    az = _arviz()
-    likelihood = {"log_likelihood": groups.pop("log_likelihood")}
+        import arviz as az  # here, because importing it takes longer than all the rest
     one_dict = "data" in inspect.signature(az.from_dict).parameters  # arviz 1.x
 
-    def build(parts: dict[str, Any], names: dict[str, list[str]]) -> Any:
+    def build(parts: dict[str, Any], dims: dict[str, list[str]]) -> Any:
         if one_dict:
-            return az.from_dict(parts, coords=coords, dims=names)
-        return az.from_dict(**parts, coords=coords, dims=names)
+            return az.from_dict(parts, coords=coords, dims=dims)
+        return az.from_dict(**parts, coords=coords, dims=dims)
 
-    data = build(groups, dims)
     # the same variable name with the feature dimension summed out
-    scored = build(likelihood, {"x": ["time"]})
+    scored = build({"log_likelihood": groups.pop("log_likelihood")}, {"x": ["time"]})
+    data = build(groups, _DIMS)
     if one_dict:
         data["log_likelihood"] = scored["log_likelihood"]
     else:
@@ -142,10 +134,11 @@ def _draws_first(values: Tensor) -> np.ndarray:
     return values[:, :, 0].transpose(0, 1).unsqueeze(0).cpu().numpy()
 
 
-def _sites(samples: dict[str, Tensor], prefix: str, length: int) -> np.ndarray:
+def _sites(samples: dict[str, Tensor], prefix: str) -> np.ndarray:
     """Sites prefix_1..prefix_T of shape (draws, 1, D) to (1, draws, T, D)."""
     named = sorted((time_index(name), name) for name in samples if name.startswith(f"{prefix}_"))
-    columns = [samples[name][:, 0] for _, name in named]
-    if not columns:
-        return np.zeros((1, 0, length, 0))
-    return torch.stack(columns, dim=1).unsqueeze(0).cpu().numpy()
+    if not named:
+        raise ValueError(f"model must name its sites {prefix}_1, {prefix}_2, ..., but has none")
+    return (
+        torch.stack([samples[name][:, 0] for _, name in named], dim=1).unsqueeze(0).cpu().numpy()
+    )

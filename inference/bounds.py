@@ -1,7 +1,7 @@
 """Estimates of log p(x_{1:T}), in nats, as functions of step densities and log-weights.
 
-Log-weights are ``(T, K, B)``, 0 where padded; an estimate has one number a sequence. In
-expectation ELBO <= IWAE-K <= log p(x) and FIVO-K <= log p(x); on long series FIVO-K, which
+Log-weights are ``(T, K, B)``, 0 where padded; an estimate is ``(B,)``, one number per sequence.
+In expectation ELBO <= IWAE-K <= log p(x) and FIVO-K <= log p(x). On long series FIVO-K, which
 resamples, usually lies above IWAE-K.
 """
 
@@ -13,21 +13,26 @@ from inference.densities import StepDensities
 from inference.weights import log_mean_exp
 
 
+def per_sequence(values: Tensor) -> Tensor:
+    """Sum values ``(T, K, B)`` over steps and average them over particles, ``(B,)``."""
+    return values.sum(dim=0).mean(dim=0)
+
+
 def elbo(log_weight: Tensor) -> Tensor:
-    """Evidence lower bound, shape (B,)."""
-    return log_weight.sum(dim=0).mean(dim=0)
+    """Evidence lower bound, ``(B,)``."""
+    return per_sequence(log_weight)
 
 
 def iwae(log_weight: Tensor) -> Tensor:
-    """Importance-weighted bound, shape (B,). Source: Burda et al. (2016), eq. 8."""
+    """Importance-weighted bound, ``(B,)``. Source: Burda et al. (2016), eq. 8."""
     return log_mean_exp(log_weight.sum(dim=0), dim=0)
 
 
 def fivo(log_weight: Tensor, resampled: Tensor) -> Tensor:
-    """Log-evidence estimate of a particle filter, shape (B,).
+    """Log-evidence estimate of a particle filter, ``(B,)``.
 
     Args:
-        log_weight: ``(T, K, B)``, each step's own, particles as they were at each step.
+        log_weight: ``(T, K, B)``, each step's own weights, before resampling.
         resampled: ``(T - 1, B)`` bool, whether particles were resampled after a step.
 
     Source: Maddison et al. (2017), eq. 4 and algorithm 1.
@@ -36,13 +41,9 @@ def fivo(log_weight: Tensor, resampled: Tensor) -> Tensor:
 
 
 def stretches(log_weight: Tensor, resampled: Tensor) -> Tensor:
-    """Log-weights summed between resamplings.
+    """Log-weights summed between resamplings, ``(S, K, B)``; arguments as for :func:`fivo`.
 
-    Args:
-        log_weight, resampled: as for :func:`fivo`.
-
-    Returns:
-        ``(S, K, B)``, S the largest number of stretches of a sequence; 0 where one has fewer.
+    S is the largest number of stretches of a sequence; where one has fewer, the rest is 0.
     """
     count = torch.nn.functional.pad(resampled.long().cumsum(dim=0), (0, 0, 1, 0))  # (T, B)
     sums = log_weight.new_zeros(int(count.max()) + 1, *log_weight.shape[1:])
@@ -52,10 +53,10 @@ def stretches(log_weight: Tensor, resampled: Tensor) -> Tensor:
 def temper(
     log_prior: Tensor, log_emission: Tensor, log_proposal: Tensor, kl_weight: float
 ) -> Tensor:
-    """log p(x | z) + kl_weight * (log p(z) - log q(z)): the log-weight if ``kl_weight`` is 1."""
+    """Log-weight log p(x | z) + kl_weight * (log p(z) - log q(z)) of given densities."""
     if kl_weight == 1.0:
         return log_prior + log_emission - log_proposal
-    if kl_weight == 0.0:  # 0 times an infinite ratio is not a number
+    if kl_weight == 0.0:  # 0 times an infinite ratio is NaN
         return log_emission
     return log_emission + kl_weight * (log_prior - log_proposal)
 
@@ -66,19 +67,15 @@ def tempered(densities: StepDensities, kl_weight: float) -> Tensor:
 
 
 def reconstruction(densities: StepDensities) -> Tensor:
-    """E_q log p(x | z), shape (B,)."""
-    return densities.log_emission.sum(dim=0).mean(dim=0)
+    """E_q log p(x | z), ``(B,)``."""
+    return per_sequence(densities.log_emission)
 
 
 def rate(densities: StepDensities, *, analytic: bool = False) -> Tensor:
-    """KL(q || p) along the guide's path, shape (B,): sampled, or each step's in closed form.
-
-    Raises:
-        NotImplementedError: ``analytic`` for families whose KL has no closed form.
-    """
-    if not analytic:
-        return (densities.log_proposal - densities.log_prior).sum(dim=0).mean(dim=0)
-    return analytic_kl(densities).sum(dim=0).mean(dim=0)
+    """KL(q || p) along the guide's path, ``(B,)``: sampled, or by :func:`analytic_kl`."""
+    if analytic:
+        return per_sequence(analytic_kl(densities))
+    return per_sequence(densities.log_proposal - densities.log_prior)
 
 
 def analytic_kl(densities: StepDensities) -> Tensor:

@@ -1,21 +1,20 @@
-"""Simulation-based calibration: are a guide's draws those of the exact posterior, on average?
+"""Simulation-based calibration: does a guide draw from the exact posterior, on average over data?
 
 Draw (z*, x) from the model, then K latents from the guide given x. If the guide is the exact
 posterior, z* is one more draw like these K, so the rank of any quantity of z* among theirs is
-uniform on 0, 1, ..., K. A guide that is too narrow puts z* outside too often (ranks pile up at
-both ends), one that is too wide in the middle, and a biased one at one end.
+uniform on 0, 1, ..., K. Ranks pile up at both ends if the guide is too narrow, in the middle if
+it is too wide, and at one end if it is biased.
 
-Ranks of latents alone cannot tell the posterior from the prior, nor see all correlations; the
-joint density log p(x, z), a quantity that depends on the data, is therefore always ranked too.
-All this is about data that the model draws, and about averages over them: a guide can be
-calibrated and still waste what x says, or fail on data unlike the model's.
+Ranks of latents alone cannot tell the posterior from the prior, nor detect every correlation, so
+the joint density log p(x, z) is always ranked too. The test averages over data that the model
+draws: a calibrated guide can still ignore part of x, or fail on data unlike the model's.
 
 Sources: Talts et al. (2018), https://arxiv.org/abs/1804.06788, theorem 1 and algorithm 1; Modrák
-et al. (2023), https://arxiv.org/abs/2211.02383, for quantities that depend on the data.
+et al. (2023), https://arxiv.org/abs/2211.02383, for quantities such as log p(x, z).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -27,18 +26,18 @@ from inference.densities import check_mask
 from inference.modes import evaluating
 from inference.protocols import require_counts
 from inference.random import seeded
-from inference.traces import sample_sites, step_densities, time_index
+from inference.traces import Columns, Program, require_steps, sample_sites, step_densities
 
 #: (z ``(T, K, B, Z)``, x ``(B, T, X)``, mask ``(B, T)``) -> named numbers ``(K, B)``
 Quantities = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
 
-_LEAST = 5  # expected count of a bin from which the chi-square distribution is a fair one
+_LEAST = 5  # smallest expected count of a bin for which the chi-square approximation is good
 
 
 class Calibration(NamedTuple):
-    """Ranks of N simulations in Q quantities, and what a chi-square test says of them.
+    """Ranks of N simulations in Q quantities, with a chi-square test of their uniformity.
 
-    The test counts ranks in equal bins; of an exact guide its p-values are uniform on (0, 1).
+    The test counts ranks in equal bins; under an exact guide its p-values are uniform on (0, 1).
     """
 
     ranks: Tensor  # (N, Q) int64, in 0..K
@@ -51,7 +50,7 @@ class Calibration(NamedTuple):
         return (self.ranks.double() + 0.5) / (self.num_draws + 1)
 
     def histogram(self) -> Tensor:
-        """How many ranks fell into each bin, ``(Q, num_bins)`` int64."""
+        """Counts of the ranks in each bin, ``(Q, num_bins)`` int64."""
         _check_bins(len(self.ranks), self.num_draws, self.num_bins)
         bins = self.ranks * self.num_bins // (self.num_draws + 1)
         counts = bins.new_zeros(bins.shape[1], self.num_bins)
@@ -59,7 +58,7 @@ class Calibration(NamedTuple):
 
     @property
     def p_values(self) -> Tensor:
-        """Of each quantity, by Pearson's chi-square test of uniform ranks, ``(Q,)`` float64."""
+        """p-value of each quantity by Pearson's chi-square test, ``(Q,)`` float64."""
         counts = self.histogram().double()
         expected = len(self.ranks) / self.num_bins
         statistic = ((counts - expected).square() / expected).sum(dim=1)
@@ -67,11 +66,10 @@ class Calibration(NamedTuple):
         return torch.special.gammaincc(half, 0.5 * statistic)
 
     def uniform(self, level: float = 0.05) -> bool:
-        """Whether no quantity speaks against uniform ranks.
+        """Test all quantities together; True if their ranks are consistent with uniform ones.
 
-        An exact guide is turned down with a probability of at most ``level``, however many
-        quantities there are and however they depend on each other: each is tested at level / Q
-        (Bonferroni).
+        An exact guide fails with a probability of at most ``level``, however the quantities
+        depend on each other: each is tested at level / Q (Bonferroni).
 
         Raises:
             ValueError: a level outside (0, 1).
@@ -82,35 +80,26 @@ class Calibration(NamedTuple):
 
 
 def latent_summaries(z: Tensor, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Every latent dimension at the first and the last observed step, and averaged over them.
+    """Latent dimensions at the first and last step and averaged over steps, ``(K, B)`` each.
 
     Args:
-        z: ``(T, K, B, Z)``.
+        z: ``(T, K, B, Z)``; if T is 1, the first step is all there is.
         x: ``(B, T, X)``, not read.
-        mask: ``(B, T)`` bool, at least one step of each sequence observed.
-
-    Returns:
-        ``(K, B)`` each; the first step alone where T is 1.
+        mask: ``(B, T)`` bool, a prefix, at least one step of each sequence observed.
     """
-    observed = mask.t()  # (T, B)
-    steps = torch.arange(len(z), device=z.device).unsqueeze(1)
-    first = torch.where(observed, steps, len(z)).amin(dim=0)
-    last = torch.where(observed, steps, -1).amax(dim=0)
-
-    def at(step: Tensor) -> Tensor:
-        return z.gather(0, step.view(1, 1, -1, 1).expand(1, *z.shape[1:]))[0]
-
-    parts = {"first": at(first)}
+    parts = {"first": z[0]}
     if len(z) > 1:
-        total = torch.where(observed[:, None, :, None], z, 0.0).sum(dim=0)
-        parts |= {"last": at(last), "mean": total / observed.sum(dim=0)[:, None]}
+        length = mask.sum(dim=1)
+        last = (length - 1).view(1, 1, -1, 1).expand(1, *z.shape[1:])
+        total = torch.where(mask.t()[:, None, :, None], z, 0.0).sum(dim=0)
+        parts |= {"last": z.gather(0, last)[0], "mean": total / length[:, None]}
     return {f"z[{i}] {name}": v[..., i] for i in range(z.shape[-1]) for name, v in parts.items()}
 
 
 @torch.no_grad()
 def calibrate(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
+    model: Program,
+    guide: Program,
     mask: Tensor,
     *,
     num_simulations: int = 1000,
@@ -123,31 +112,27 @@ def calibrate(
 ) -> Calibration:
     """Rank latents that the model draws among latents that the guide draws, given the same x.
 
-    Both run in evaluation mode, without gradients.
-
     Args:
-        model: a Pyro program that draws x ``(B, T, X)`` and returns it when called as
-            ``model(None, mask)``, and scores it as ``model(x, mask)``.
-        guide: its guide; latents are drawn as :func:`~inference.traces.step_densities` does.
-        mask: ``(B, T)`` bool, the lengths of the simulated sequences: simulation i has those of
-            row i modulo B, so one row will do where all are of one length.
-        num_simulations: N, at least 5 for each bin. An error of a tenth in a posterior's
-            deviation takes several thousand to be seen, one of a third a few hundred.
-        num_draws: K, ranks being in 0..K; K + 1 must be divisible by ``num_bins``.
-        quantities: what is ranked beside log p(x, z); see :data:`Quantities`. Default:
-            :func:`latent_summaries`. Equal values, as those of a discrete quantity, are
-            ranked in random order.
-        num_bins: of the histogram that is tested.
-        batch_size: simulations at a time, each with K draws; it changes the draws.
-        seed: of all draws; None leaves torch's global state in charge.
+        model: a Pyro program that draws and returns x ``(B, T, X)`` as ``model(None, mask)``, and
+            scores it as ``model(x, mask)``; runs in evaluation mode, as the guide does.
+        guide: its guide, as :func:`~inference.traces.step_densities` takes it.
+        mask: ``(B, T)`` bool, lengths of the simulated sequences: simulation i takes row i mod B.
+        num_simulations: N, at least 5 for each bin. A few hundred detect an error of a third in
+            a posterior's deviation; an error of a tenth takes several thousand.
+        num_draws: K; K + 1 must be divisible by ``num_bins``.
+        quantities: what to rank in addition to log p(x, z), by default :func:`latent_summaries`;
+            equal values, such as those of a discrete quantity, are ranked in random order.
+        num_bins: bins of the histogram that is tested.
+        batch_size: simulations at a time; it changes the draws.
+        seed: seed of all draws; None leaves torch's global state in charge.
         progress: whether to show a bar.
 
     Raises:
-        ValueError: a mask of another shape or with an empty sequence, numbers of simulations,
-            draws and bins that do not fit each other, a model without latents, or a quantity
-            of another shape or that is not a number.
+        ValueError: a mask of another shape or with an empty sequence, numbers that do not fit
+            each other, a model without latents, or a quantity of another shape or with NaN.
         TypeError: a mask that is not bool, or a model that does not return x.
-        NotImplementedError: programs that ``step_densities`` cannot run.
+        NotImplementedError: programs that ``step_densities`` cannot run, or a latent that all
+            steps share.
 
     Example:
         >>> import pyro.distributions as dist
@@ -163,25 +148,20 @@ def calibrate(
         >>> result.names, result.uniform()
         (('z[0] first', 'log p(x, z)'), True)
     """
-    empty = ~check_mask(mask).any(dim=1)
-    if bool(empty.any()):
-        raise ValueError(
-            "mask must observe a step of every sequence, but sequence "
-            f"{int(empty.nonzero()[0])} (counted from 0) has none; leave it out"
-        )
+    require_steps(check_mask(mask))
     _check_bins(num_simulations, num_draws, num_bins)
     require_counts(batch_size=batch_size)
-    quantities = latent_summaries if quantities is None else quantities
+    quantities = quantities or latent_summaries
+    if f_dim := getattr(model, "f_dim", 0):
+        raise NotImplementedError(
+            f"calibrate ranks the latents of steps; a latent that all steps share (f_dim {f_dim}) "
+            "is not among them, so use a model without one"
+        )
     rows = torch.arange(num_simulations, device=mask.device) % len(mask)
     store = pyro.get_param_store()
     bar = tqdm(total=num_simulations, desc="calibrate", leave=False, disable=not progress)
     found: list[dict[str, Tensor]] = []
-    if getattr(model, "f_dim", 0):
-        raise NotImplementedError(
-            f"calibrate ranks the latents of steps; a latent that all steps share (f_dim "
-            f"{model.f_dim}) is not among them, so use a model without one"  # type: ignore[attr-defined]
-        )
-    # what the programs register here is not to stay
+    # the scope discards what the programs register
     with evaluating(model, guide), seeded(seed), store.scope(store.get_state()), bar:
         for chosen in rows.split(batch_size):
             found.append(_ranks(model, guide, mask[chosen], num_draws, quantities))
@@ -192,70 +172,49 @@ def calibrate(
 
 
 def _ranks(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    mask: Tensor,
-    num_draws: int,
-    quantities: Quantities,
+    model: Program, guide: Program, mask: Tensor, num_draws: int, quantities: Quantities
 ) -> dict[str, Tensor]:
     """Ranks (B,) of every quantity, for one batch of simulations."""
     x, truth, truth_joint = _simulate(model, mask)
     d = step_densities(model, guide, x, mask, num_particles=num_draws)
-    if d.z.shape != (len(truth), num_draws, *truth.shape[2:]):
+    shape = (len(truth), num_draws, *truth.shape[2:])
+    if d.z.shape != shape:
         raise ValueError(
-            f"guide must draw latents of shape (T, K, B, Z) = "
-            f"{(len(truth), num_draws, *truth.shape[2:])} as the model does, got "
+            f"guide must draw latents of shape (T, K, B, Z) = {shape} as the model does, got "
             f"{tuple(d.z.shape)}"
         )
-    drawn = dict(quantities(d.z, x, mask))
-    true = dict(quantities(truth, x, mask))
-    drawn["log p(x, z)"] = (d.log_prior + d.log_emission).sum(dim=0)
-    true["log p(x, z)"] = truth_joint
+    joint = "log p(x, z)"
+    drawn = {**quantities(d.z, x, mask), joint: (d.log_prior + d.log_emission).sum(dim=0)}
+    true = {**quantities(truth, x, mask), joint: truth_joint}
     return {name: _rank(name, true[name], drawn[name], num_draws) for name in drawn}
 
 
-def _simulate(model: Callable[..., Any], mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _simulate(model: Program, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x ``(B, T, X)``, z ``(T, 1, B, Z)`` and log p(x, z) ``(1, B)``, drawn from the model."""
-    size = len(mask)
     trace = poutine.trace(model).get_trace(None, mask)
     x = trace.nodes["_RETURN"]["value"]
     if not isinstance(x, Tensor):
-        kind = type(x).__name__
-        raise TypeError(f"model must return the x (B, T, X) it draws without data, got {kind}")
+        raise TypeError(
+            f"model must return the x (B, T, X) it draws without data, got {type(x).__name__}"
+        )
     if x.ndim != 3 or x.shape[:2] != mask.shape:
-        shape = f"({size}, {mask.shape[1]}, X)"
         raise ValueError(
-            f"model must return x of shape (B, T, X) = {shape} when called with None and the "
-            f"mask, got {tuple(x.shape)}"
+            f"model must return x of shape (B, T, X) = ({len(mask)}, {mask.shape[1]}, X) when "
+            f"called with None and the mask, got {tuple(x.shape)}"
         )
     trace.compute_log_prob()
-    scored = poutine.trace(model).get_trace(x, mask)  # tells latents from observations
-    columns: dict[int, list[Tensor]] = {}
-    joint = x.new_zeros(1, size)
-    for name, site in sample_sites(trace).items():
-        if site["log_prob"].ndim > 1:
-            raise NotImplementedError(
-                f"site {name!r} has log-density of shape {tuple(site['log_prob'].shape)}; "
-                "calibration needs one plate over the sequences at dimension -1"
-            )
-        joint = joint + site["log_prob"]
-        step = columns.setdefault(time_index(name), [])
-        if not scored.nodes[name]["is_observed"]:
-            value = site["value"].expand(size, *site["fn"].event_shape)
-            step.append(value.reshape(size, -1))
-    steps = [
-        torch.cat(columns[t], dim=-1) if columns[t] else x.new_zeros(size, 0)
-        for t in sorted(columns)
-    ]
-    widest = max(step.shape[-1] for step in steps)
-    if not widest:
+    sites = sample_sites(trace)
+    scored = poutine.trace(model).get_trace(x, mask).nodes  # tells latents from observations
+    latents = [name for name in sites if not scored[name]["is_observed"]]
+    zeros = x.new_zeros(len(mask))
+    z = Columns(sites, latents, zeros).values()
+    if not z.shape[-1]:
         raise ValueError("model must have latents to be ranked, but it has no z sites")
-    padded = [torch.nn.functional.pad(s, (0, widest - s.shape[-1])) for s in steps]
-    return x, torch.stack(padded).unsqueeze(1), joint
+    return x, z.unsqueeze(1), Columns(sites, sites, zeros).joint_log_prob().unsqueeze(0)
 
 
 def _rank(name: str, truth: Tensor, drawn: Tensor, num_draws: int) -> Tensor:
-    """How many draws are below the truth, ``(B,)``, equal ones in random order."""
+    """Number of draws below the truth, ``(B,)``, equal ones in random order."""
     for values, count in ((truth, 1), (drawn, num_draws)):
         if values.shape != (count, truth.shape[-1]):
             raise ValueError(
@@ -270,7 +229,7 @@ def _rank(name: str, truth: Tensor, drawn: Tensor, num_draws: int) -> Tensor:
 
 
 def _check_bins(num_simulations: int, num_draws: int, num_bins: int) -> None:
-    """That every bin holds as many ranks as the next, and enough simulations."""
+    """Refuse bins of unequal size, or with too few simulations for the test."""
     if num_bins < 2:
         raise ValueError(f"num_bins must be at least 2, got {num_bins}")
     if num_draws < 1 or (num_draws + 1) % num_bins:

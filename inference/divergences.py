@@ -1,21 +1,22 @@
-"""Distances between prior and proposal: what a critic estimates, and closed forms beside it.
+"""Distances between prior and proposal, estimated by a critic or in closed form.
 
 A critic's number is evidence only when calibrated: under weight clipping at 0.01 it reports
-about 0.01 for a true distance of 1. ``wasserstein2`` and the KL of normals are exact; the
-former bounds the W1 of every one-step view from above.
+about 0.01 for a true distance of 1. ``wasserstein2`` is exact, and bounds the W1 of every
+one-step view from above.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
 
 from inference.densities import StepDensities
 
 
 class Codes(NamedTuple):
-    """What one side shows a critic: ``critic(*codes)`` gives scores ``(T, K, B)``."""
+    """Codes of one side, prior or posterior: ``critic(*codes)`` gives scores ``(T, K, B)``."""
 
     z: Tensor  # (T, K, B, Z)
     context: Tensor | None = None  # (T, K, B, C)
@@ -23,16 +24,19 @@ class Codes(NamedTuple):
 
 
 class Constraint(NamedTuple):
-    """How a critic is kept Lipschitz."""
+    """A way to keep a critic Lipschitz."""
 
     name: str
-    check: Callable[[nn.Module], None]  # raises for a critic it does not fit
-    cost: Callable[[nn.Module, Codes, Codes, Tensor], Tensor | float]  # added to its loss
-    project: Callable[[nn.Module], None]  # after each of its steps
+    #: raises for a critic that it does not fit
+    check: Callable[[nn.Module], None] = lambda critic: None
+    #: term of the critic's loss, of (critic, prior codes, posterior codes, mask)
+    cost: Callable[[nn.Module, Codes, Codes, Tensor], Tensor | float] = lambda *codes: 0.0
+    #: called after each step of the critic
+    project: Callable[[nn.Module], None] = lambda critic: None
 
 
 class Divergence(NamedTuple):
-    """Losses of (prior scores, posterior scores), each of shape (N,), observed steps only."""
+    """Losses as functions of prior and posterior scores, (N,) each, of observed steps only."""
 
     critic_loss: Callable[[Tensor, Tensor], Tensor]  # what the critic minimises
     penalty: Callable[[Tensor, Tensor], Tensor]  # what prior and guide minimise
@@ -40,23 +44,18 @@ class Divergence(NamedTuple):
 
 
 def _own_paths(prior: Codes, posterior: Codes) -> bool:
-    """Whether the sides differ in their paths too, which must then be constrained as well."""
+    """Whether the sides differ in their paths, which must then be constrained as well."""
     return prior.path is not None and prior.path is not posterior.path
-
-
-def _nothing(*_: Any) -> None:
-    return None
-
-
-def _free(*_: Any) -> float:
-    return 0.0
 
 
 def clip(bound: float = 0.01) -> Constraint:
     """Weight clipping to [-bound, bound]. Source: Arjovsky et al. (2017), algorithm 1.
 
-    The resulting number has no unit: the Lipschitz constant is whatever the architecture makes
-    of the bound.
+    The critic's number then has no unit: its Lipschitz constant depends on the architecture as
+    well as on the bound.
+
+    Raises:
+        ValueError: a bound that is not positive.
     """
     if bound <= 0:
         raise ValueError(f"bound must be positive, got {bound}")
@@ -66,7 +65,7 @@ def clip(bound: float = 0.01) -> Constraint:
         for parameter in critic.parameters():
             parameter.clamp_(-bound, bound)
 
-    return Constraint("clip", _nothing, _free, project)
+    return Constraint("clip", project=project)
 
 
 def gradient_penalty(
@@ -74,21 +73,22 @@ def gradient_penalty(
 ) -> Constraint:
     """Penalty ``weight * max(slope - 1, 0)^2`` on the critic's slope between paired codes.
 
-    Its optimum has slope 1 + W / (2 weight), so it reads a little high, more so for a large
-    distance or a small weight. Where the two sides have paths of their own, the slope is that of
-    the summed scores in each code of the path.
-
-    The two-sided ``weight * (slope - 1)^2`` is the published one. It has the same optimum, but
-    fixes the slopes at one before the data have decided on their sign: a critic that must rise
-    in z for one context and fall for another is then often trapped at a distance near 0.
-
-    Source: Gulrajani et al. (2017), eq. 3, two-sided; Petzka et al. (2018),
-    https://arxiv.org/abs/1709.08894, one-sided.
+    Its optimum has slope 1 + W / (2 weight), so the critic's number is a little high, more so
+    for a large distance or a small weight. Where the two sides have paths of their own, the
+    slope is that of the summed scores in each code of the path.
 
     Args:
-        weight: of the penalty.
+        weight: weight of the penalty.
         on: "z" constrains the slope in z alone, for each context; "all" in context and z.
-        two_sided: whether slopes below one are penalised too.
+        two_sided: penalise ``(slope - 1)^2``, as published. It has the same optimum, but fixes
+            the slopes at one before the data have decided on their sign: a critic that must rise
+            in z for one context and fall for another is often trapped at a distance near 0.
+
+    Raises:
+        ValueError: an unknown ``on``.
+
+    Sources: Gulrajani et al. (2017), eq. 3, two-sided; Petzka et al. (2018),
+    https://arxiv.org/abs/1709.08894, one-sided.
     """
     if on not in ("z", "all"):
         raise ValueError(f"on must be 'z' or 'all', got {on!r}")
@@ -97,15 +97,13 @@ def gradient_penalty(
         mix = torch.rand_like(prior.z[..., :1])
 
         def between(a: Tensor, b: Tensor) -> Tensor:
-            return (mix * a + (1 - mix) * b).detach()
+            return (mix * a + (1 - mix) * b).detach().requires_grad_()
 
-        z = between(prior.z, posterior.z).requires_grad_()
-        context, path = prior.context, prior.path
-        inputs = [z]
-        own_paths = _own_paths(prior, posterior)
+        z, context, path = between(prior.z, posterior.z), prior.context, prior.path
+        inputs, own_paths = [z], _own_paths(prior, posterior)
         if own_paths:
             assert prior.path is not None and posterior.path is not None
-            path = between(prior.path, posterior.path).requires_grad_()
+            path = between(prior.path, posterior.path)
             inputs.append(path)
         if context is not None:
             context = context.detach()
@@ -124,13 +122,14 @@ def gradient_penalty(
         excess = slope - 1 if two_sided else (slope - 1).clamp(min=0)
         return weight * excess.square().mean()
 
-    return Constraint("gradient_penalty", _nothing, cost, _nothing)
+    return Constraint("gradient_penalty", cost=cost)
 
 
 def spectral() -> Constraint:
-    """The critic's own spectral normalisation. Source: Miyato et al. (2018).
+    """Spectral normalisation, which must be built into the critic (``lipschitz=``).
 
-    Where the two sides have paths of their own, the critic must be normalised in those too.
+    Sides that differ in their paths need ``lipschitz="all"``. Source: Miyato et al. (2018),
+    https://arxiv.org/abs/1802.05957.
     """
 
     def check(critic: nn.Module) -> None:
@@ -149,7 +148,7 @@ def spectral() -> Constraint:
             )
         return 0.0
 
-    return Constraint("spectral", check, cost, _nothing)
+    return Constraint("spectral", check, cost)
 
 
 def wasserstein(constraint: Constraint | None = None) -> Divergence:
@@ -166,13 +165,10 @@ def wasserstein(constraint: Constraint | None = None) -> Divergence:
 
 
 def wasserstein2(densities: StepDensities, *, standardise: bool = False) -> Tensor:
-    """W2 between proposal and prior of every step in closed form, ``(T, K, B)``, 0 if padded.
+    """W2 between diagonal normal proposal and prior at every step, ``(T, K, B)``, 0 where padded.
 
-    The square is ||mu_q - mu_p||^2 + ||sigma_q - sigma_p||^2 for diagonal normals.
-
-    Args:
-        densities: of one rollout.
-        standardise: in units of the prior's deviation, dimension by dimension.
+    Its square is ||mu_q - mu_p||^2 + ||sigma_q - sigma_p||^2. With ``standardise`` each dimension
+    is in units of the prior's deviation.
 
     Raises:
         NotImplementedError: other families.
@@ -183,16 +179,16 @@ def wasserstein2(densities: StepDensities, *, standardise: bool = False) -> Tens
     return square.sum(dim=(0, -1)).sqrt().where(densities.mask, 0.0)
 
 
-def normal_parameters(distribution: Any) -> tuple[Tensor, Tensor]:
+def normal_parameters(distribution: Distribution | None) -> tuple[Tensor, Tensor]:
     """Mean and scale ``(*batch, D)`` of a diagonal normal.
 
     Raises:
         NotImplementedError: another family.
     """
-    independent = isinstance(distribution, torch.distributions.Independent)
-    base = distribution.base_dist if independent else distribution
-    if not isinstance(base, torch.distributions.Normal):
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    if not isinstance(distribution, Normal):
         raise NotImplementedError(
-            f"a closed form needs diagonal normals, got {type(base).__name__}"
+            f"a closed form needs diagonal normals, got {type(distribution).__name__}"
         )
-    return base.loc, base.scale
+    return distribution.loc, distribution.scale

@@ -1,8 +1,7 @@
-"""``evaluate``: held-out bounds with standard errors, and what a bound alone does not say."""
+"""Held-out bounds with standard errors, and diagnostics that a bound alone does not give."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -10,8 +9,7 @@ import torch
 from torch import Tensor
 
 from inference.adversarial import Adversarial
-from inference.batches import portions
-from inference.bounds import analytic_kl, elbo, rate, reconstruction
+from inference.bounds import analytic_kl, elbo, per_sequence, rate, reconstruction
 from inference.densities import StepDensities
 from inference.divergences import normal_parameters, wasserstein2
 from inference.information import rate_split
@@ -20,22 +18,11 @@ from inference.particles import particle_filter
 from inference.protocols import require_counts
 from inference.random import seeded
 from inference.resampling import Criterion, Resampler
-from inference.traces import step_densities
+from inference.traces import Program, by_portions, step_densities
 from inference.weights import effective_sample_size, log_mean_exp, pareto_k, require_usable
 
 _FRAMES_AT_ONCE = 80_000  # frames times particles: under half a GiB at 88 features, 32 units
-_FILTERED_AT_ONCE = 4_000_000  # of a filter, which keeps a few numbers of each
-#: columns that are averaged over frames, and the names of the averages
-_AVERAGED = {
-    "reconstruction": "reconstruction_per_frame",
-    "kl": "kl_per_frame",
-    "closed_form_kl": "closed_form_kl_per_frame",
-    "closed_form_w2": "closed_form_w2_per_frame",
-    "critic": "critic_distance_per_frame",
-    "prior_scale": "prior_scale",
-    "proposal_scale": "proposal_scale",
-    "filter_ess": "filter_ess",
-}
+_FILTERED_AT_ONCE = 4_000_000  # in a filter, which keeps a few numbers of each
 
 
 @dataclass(frozen=True)
@@ -44,12 +31,12 @@ class Evaluation:
 
     ELBO and IWAE come from the same draws, FIVO from a particle filter's own. Standard errors
     (``_se``) are over sequences, treating the set as a sample of them; ``_per_sequence``
-    averages sequences. Absent parts are None.
+    averages sequences. Parts that were not computed are None.
 
     ``pareto_k_constant`` is the share of sequences whose weights are constant, so that there is
     no tail to fit (the guide is the posterior there, or z plays no role); the other k-hats leave
-    them out. ``filter_ess`` is averaged over frames; ``filter_first_ancestors`` says of how many
-    particles of step 1 the last ones descend.
+    them out. ``filter_ess`` is averaged over frames; ``filter_first_ancestors`` is the number of
+    particles of step 1 that the last ones descend from.
     """
 
     iwae_per_frame: float
@@ -93,8 +80,8 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: Any,
-    guide: Any,
+    model: Program,
+    guide: Program,
     x: Tensor,
     mask: Tensor,
     *,
@@ -113,80 +100,60 @@ def evaluate(
 
     Args:
         model, guide: Pyro programs, best with a rollout.
-        x: ``(B, T, X)``.
-        mask: ``(B, T)`` bool, a prefix.
+        x, mask: ``(B, T, X)``, and ``(B, T)`` bool, a prefix.
         num_particles: K of the importance-weighted bound; k-hat needs 25.
         batch_size: sequences scored at once, fewer where they are long.
-        particles_at_once: of those K, the last portion being what is left; None chooses by the
-            length of the sequences. Draws, not their meaning, depend on both portions.
-        fivo_particles: K of the particle filter's bound, for models with single steps; None
-            leaves it out. A filter's particles are never cut into portions, sequences are.
-        resampler, criterion: of the filter.
-        seed: of all draws.
-        adversarial: report its critic's distance next to the closed forms, W2 in its units.
-        train: x and mask the models were trained on; with them the rate is split into
-            information and aggregate mismatch, as bounds.
-        active_above: a latent dimension is active where the posterior mean's shift from the
-            prior mean, in prior deviations, has more than this variance over frames (Burda et
-            al. 2016 with the prior's own location and scale taken out, which depend on h here).
+        particles_at_once: how many of the K to draw at once, by default chosen by the length of
+            the sequences. This and ``batch_size`` change the draws, not what they estimate.
+        fivo_particles: K of a particle filter, for models with single steps, all drawn at once;
+            None leaves its bound out.
+        resampler, criterion: as for :func:`~inference.particles.particle_filter`.
+        seed: seed of all draws.
+        adversarial: report the distance of its critic, and W2 in the units of that critic.
+        train: x and mask the model was trained on, for the rate split of
+            :func:`~inference.information.rate_split`.
+        active_above: a latent dimension is active if the posterior mean's shift from the prior
+            mean, in prior deviations, has a larger variance over frames (Burda et al. 2016, but
+            relative to the prior, which depends on h here).
 
     Raises:
-        ValueError: numbers below 1; or from the model, for data it cannot score.
+        ValueError: a number below 1, a mask without frames, or data the model cannot score.
         TypeError: a filter's bound of a model without single steps; what is missing is named.
         DegenerateWeightsError: all weights of a step of a sequence are zero, or not numbers.
     """
-    require_counts(
-        num_particles=num_particles,
-        batch_size=batch_size,
-        particles_at_once=particles_at_once,
-        fivo_particles=fivo_particles,
-    )
+    require_counts(num_particles=num_particles, batch_size=batch_size)
+    require_counts(particles_at_once=particles_at_once, fivo_particles=fivo_particles)
     if not bool(mask.any()):
         raise ValueError(
             f"mask must observe a frame of some sequence, got {tuple(mask.shape)} with none"
         )
     longest = int(mask.sum(dim=1).max())
     together = min(num_particles, particles_at_once or num_particles)
-    bounds = partial(_bounds, num_particles, particles_at_once, adversarial)
     with seeded(seed), evaluating(model, guide):
         size = min(batch_size, max(_FRAMES_AT_ONCE // (longest * together), 1))
-        columns = _columns(bounds, model, guide, portions(x, mask, size))
+        bounds = partial(_bounds, model, guide, num_particles, particles_at_once, adversarial)
+        columns = by_portions(bounds, x, mask, size)
         if fivo_particles is not None:
             size = min(batch_size, max(_FILTERED_AT_ONCE // (longest * fivo_particles), 1))
-            filtered = partial(_filtered, fivo_particles, resampler, criterion)
-            columns |= _columns(filtered, model, guide, portions(x, mask, size))
+            options = {"num_particles": fivo_particles, "resampler": resampler}
+            filtered = partial(_filtered, model, guide, options | {"criterion": criterion})
+            columns |= by_portions(filtered, x, mask, size)
         numbers = _summary(columns, mask, active_above)
-        latents = "prior_scale" in columns or bool((columns["kl"] != 0).any())
+        latents = "prior_scale" in columns or bool((columns["kl_per_frame"] != 0).any())
         if train is not None and latents and hasattr(model, "rollout"):
             with torch.enable_grad():
-                split = rate_split(model, guide, train, (x, mask), seed=seed)
-            names = ("aggregate_mismatch_at_least", "aggregate_mismatch_se", "information_at_most")
-            numbers |= {name: getattr(split, name) for name in names}
-    return Evaluation(
-        num_particles=num_particles,
-        fivo_particles=fivo_particles,
-        frames=int(mask.sum()),
-        sequences=len(x),
-        **numbers,
-    )
-
-
-def _columns(
-    score: Callable[..., dict[str, Tensor]], model: Any, guide: Any, parts: Iterable[Any]
-) -> dict[str, Tensor]:
-    """Numbers of every sequence, ``(B, ...)`` by name, from those of portions."""
-    pieces = []
-    for x, mask, renumbered in parts:
-        with renumbered:
-            pieces.append(score(model, guide, x, mask))
-    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+                split = rate_split(model, guide, train, (x, mask), seed=seed)._asdict()
+            numbers |= {name: value for name, value in split.items() if name != "rate"}
+    return Evaluation(num_particles=num_particles, fivo_particles=fivo_particles, **numbers)
 
 
 def _summary(columns: dict[str, Tensor], mask: Tensor, active_above: float) -> dict[str, Any]:
-    """Numbers of the set from columns ``(B, ...)`` of its sequences."""
+    """Numbers of the set from columns ``(B, ...)``, sums over the frames of each sequence."""
     lengths = mask.sum(dim=1).to(columns["elbo"])
     frames = float(lengths.sum())
-    numbers: dict[str, Any] = {}
+    numbers: dict[str, Any] = {"frames": int(mask.sum()), "sequences": len(mask)}
+    for name in {field.name for field in fields(Evaluation)} & columns.keys():
+        numbers[name] = float(columns[name].sum()) / frames
     for name in {"iwae", "elbo", "fivo"} & columns.keys():
         values = columns[name]
         numbers[f"{name}_per_frame"] = float(values.sum()) / frames
@@ -194,10 +161,7 @@ def _summary(columns: dict[str, Tensor], mask: Tensor, active_above: float) -> d
         numbers[f"{name}_per_sequence"] = float(values.mean())
         error = values.std() / len(values) ** 0.5 if len(values) > 1 else math.nan
         numbers[f"{name}_per_sequence_se"] = float(error)
-    for column, name in _AVERAGED.items():
-        if column in columns:
-            numbers[name] = float(columns[column].sum()) / frames
-    some = mask.any(dim=1)  # a sequence without a frame says nothing of the weights
+    some = mask.any(dim=1)  # a sequence without frames says nothing about the weights
     numbers["effective_sample_size"] = float(columns["ess"][some].mean())
     if "pareto_k" in columns:
         finite = columns["pareto_k"][some & ~columns["pareto_k"].isnan()]
@@ -224,36 +188,29 @@ def _ratio_error(values: Tensor, lengths: Tensor) -> float:
 
 
 def _filtered(
-    num_particles: int,
-    resampler: str | Resampler,
-    criterion: str | Criterion,
-    model: Any,
-    guide: Any,
-    x: Tensor,
-    mask: Tensor,
+    model: Any, guide: Any, options: dict[str, Any], x: Tensor, mask: Tensor
 ) -> dict[str, Tensor]:
-    """Numbers (B,) of a particle filter."""
-    given: dict[str, Any] = {"resampler": resampler, "criterion": criterion, "paths": False}
-    found = particle_filter(model, guide, x, mask, num_particles=num_particles, **given)
+    """Columns (B,) of a particle filter."""
+    found = particle_filter(model, guide, x, mask, paths=False, **options)
     return {
         "fivo": found.log_evidence,
-        "filter_ess": torch.where(mask.t(), found.ess, 0.0).sum(dim=0),
-        "first_ancestors": found.unique_ancestors()[0].to(x),
+        "filter_ess": torch.where(found.mask, found.ess, 0.0).sum(dim=0),
+        "first_ancestors": found.unique_ancestors()[0].to(found.ess),
     }
 
 
 def _bounds(
+    model: Program,
+    guide: Program,
     num_particles: int,
     at_once: int | None,
     adversarial: Adversarial | None,
-    model: Any,
-    guide: Any,
     x: Tensor,
     mask: Tensor,
 ) -> dict[str, Tensor]:
-    """Per sequence (B, ...), from K particles in portions."""
+    """Columns (B, ...) of bounds, from K particles in portions."""
     at_once = at_once or max(_FRAMES_AT_ONCE // mask.numel(), 1)
-    pieces: dict[str, Tensor] = {}
+    columns: dict[str, Tensor] = {}
     totals = []  # of each portion, (k, B)
     summed = x.new_full(mask.t().shape, -math.inf)  # log of all weights up to each step, (T, B)
     for done in range(0, num_particles, at_once):
@@ -262,40 +219,44 @@ def _bounds(
         cumulative = d.log_weight.cumsum(dim=0)
         summed = torch.logaddexp(summed, cumulative.logsumexp(dim=1))
         totals.append(cumulative[-1])
-        for name, piece in _averages(d, adversarial).items():
-            share = piece * (count / num_particles)
-            pieces[name] = pieces[name] + share if name in pieces else share
+        for name, column in _averages(d, adversarial).items():
+            columns[name] = columns.get(name, 0.0) + column * (count / num_particles)
     require_usable(summed)
     total = torch.cat(totals)
-    pieces |= {"iwae": log_mean_exp(total, dim=0), "ess": effective_sample_size(total)}
+    columns |= {"iwae": log_mean_exp(total, dim=0), "ess": effective_sample_size(total)}
     if d.z.shape[-1] and num_particles >= 25:
-        pieces["pareto_k"] = pareto_k(total)
-    return pieces
+        columns["pareto_k"] = pareto_k(total)
+    return columns
 
 
 def _averages(d: StepDensities, adversarial: Adversarial | None) -> dict[str, Tensor]:
-    """Per sequence (B, ...): sums over observed steps, averages over particles."""
-    pieces = {"elbo": elbo(d.log_weight), "reconstruction": reconstruction(d), "kl": rate(d)}
+    """Columns (B, ...): sums over observed steps, averages over particles."""
+    columns = {
+        "elbo": elbo(d.log_weight),
+        "reconstruction_per_frame": reconstruction(d),
+        "kl_per_frame": rate(d),
+    }
     if d.z.shape[-1] == 0:
-        return pieces
+        return columns
     try:
         (loc_q, scale_q), (loc_p, scale_p) = map(normal_parameters, (d.proposal, d.prior))
     except NotImplementedError:
-        return pieces
+        return columns
     observed = d.mask.unsqueeze(-1)
     units = adversarial is not None and adversarial.standardise  # those of the critic's number
     shift = ((loc_q - loc_p) / scale_p).where(observed, 0.0)
-    pieces |= {
-        "closed_form_kl": analytic_kl(d).sum(dim=0).mean(dim=0),
-        "closed_form_w2": wasserstein2(d, standardise=units).sum(dim=0).mean(dim=0),
-        "prior_scale": scale_p.where(observed, 0.0).mean(dim=-1).sum(dim=0).mean(dim=0),
-        "proposal_scale": scale_q.where(observed, 0.0).mean(dim=-1).sum(dim=0).mean(dim=0),
-        "shift": shift.sum(dim=0).mean(dim=0),
-        "shift_square": shift.square().sum(dim=0).mean(dim=0),
+    values = {
+        "closed_form_kl_per_frame": analytic_kl(d),
+        "closed_form_w2_per_frame": wasserstein2(d, standardise=units),
+        "prior_scale": scale_p.where(observed, 0.0).mean(dim=-1),
+        "proposal_scale": scale_q.where(observed, 0.0).mean(dim=-1),
+        "shift": shift,
+        "shift_square": shift.square(),
     }
+    columns |= {name: per_sequence(value) for name, value in values.items()}
     if adversarial is not None:
         count = d.mask.sum(dim=0)[0]
         distance = adversarial.distance(d) if bool(count.any()) else 0.0
-        # an average over this batch's frames, shared out by length
-        pieces["critic"] = distance * count.to(d.log_prior)
-    return pieces
+        # an average over the frames of these sequences, shared out by length
+        columns["critic_distance_per_frame"] = distance * count.to(d.log_prior)
+    return columns

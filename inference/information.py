@@ -1,9 +1,9 @@
-"""The rate split: what of the KL is information, what is aggregate mismatch, as bounds.
+"""The rate split: how much of the KL is information, how much aggregate mismatch, as bounds.
 
 E_x KL(q(z|x,h) || p(z|h)) = I_q(x; z | h) + KL(q(z|h) || p(z|h)), the last averaged over h.
-A classifier on (z, h), trained on one set and read on another, gives a lower bound on the
+A classifier on (z, h), trained on one set and evaluated on another, gives a lower bound on the
 mismatch in expectation (Nguyen, Wainwright and Jordan 2010, eq. 8); the rate minus that is an
-upper bound on the information. Both are floored at 0, which they cannot be below.
+upper bound on the information. Both are at least 0, and floored there.
 """
 
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from inference.divergences import normal_parameters
 from inference.random import seeded
-from inference.traces import step_densities
+from inference.traces import Program, step_densities
 
 
 class RateSplit(NamedTuple):
-    """Nats a frame on the held-out sequences, with the standard error of the mismatch."""
+    """Nats per frame on the held-out sequences, with the standard error of the mismatch."""
 
     rate: float
     aggregate_mismatch_at_least: float
@@ -27,8 +27,8 @@ class RateSplit(NamedTuple):
 
 
 def rate_split(
-    model: Any,
-    guide: Any,
+    model: Program,
+    guide: Program,
     train: tuple[Tensor, Tensor],
     heldout: tuple[Tensor, Tensor],
     *,
@@ -37,18 +37,17 @@ def rate_split(
     bound: float = 8.0,
     seed: int = 0,
 ) -> RateSplit:
-    """Split the rate of a trained pair into its two parts.
+    """Split the rate of a trained model and guide into information and aggregate mismatch.
 
     Args:
         model: a model with a state (``rollout``).
         guide: its guide.
-        train: x ``(B, T, X)`` and mask ``(B, T)`` on which the classifier learns; a fifth of the
-            sequences stops it early.
-        heldout: x and mask of other sequences, on which it is read.
-        steps: of the classifier's training.
-        width: of its two hidden layers.
-        bound: largest log-ratio it may state; any bound keeps the estimate a lower bound.
-        seed: of draws and initial weights.
+        train: x ``(B, T, X)`` and mask ``(B, T)`` that the classifier learns from; a fifth of
+            the sequences is kept for early stopping.
+        heldout: x and mask of other sequences, on which it is evaluated.
+        steps, width: training steps of the classifier, and units of its two hidden layers.
+        bound: largest log-ratio it may give; the estimate is a lower bound for any value.
+        seed: seed of draws and initial weights.
 
     Raises:
         ValueError: fewer than 5 training sequences.
@@ -75,20 +74,20 @@ def rate_split(
 
 
 class _Frames(NamedTuple):
-    """Observed frames as rows: codes, standardised by a normal prior, and what the state says."""
+    """Observed frames as rows. Codes are in units of a normal prior, raw for other priors."""
 
-    posterior: Tensor  # (N, Z), (z - mu_p(h)) / sigma_p(h) of a draw of q; z where p is no normal
+    posterior: Tensor  # (N, Z), (z - mu_p(h)) / sigma_p(h) of a draw of q
     prior: Tensor  # (N, Z), the same of a draw of p
     features: Tensor  # (N, H)
-    kl: Tensor  # (N,) log q - log p of the draw
-    sequence: Tensor  # (N,) which sequence the frame is of
+    kl: Tensor  # (N,), log q - log p of the draw
+    sequence: Tensor  # (N,), index of the frame's sequence
 
 
 @torch.no_grad()
-def _frames(model: Any, guide: Any, x: Tensor, mask: Tensor) -> _Frames:
+def _frames(model: Program, guide: Program, x: Tensor, mask: Tensor) -> _Frames:
     rows = []
-    for i in range(0, len(x), 64):
-        d: Any = step_densities(model, guide, x[i : i + 64], mask[i : i + 64])
+    for index in torch.arange(len(x), device=x.device).split(64):
+        d: Any = step_densities(model, guide, x[index], mask[index])
         keep = d.mask[:, 0]
         try:
             loc, scale = normal_parameters(d.prior)
@@ -96,22 +95,15 @@ def _frames(model: Any, guide: Any, x: Tensor, mask: Tensor) -> _Frames:
         except NotImplementedError:
             loc, scale = torch.zeros(()).to(d.z), torch.ones(()).to(d.z)
             of_prior = d.prior.sample()
-        sequence = torch.arange(i, i + len(x[i : i + 64]), device=x.device).expand_as(keep)
         kl = (d.log_proposal - d.log_prior)[:, 0]
         # given h, standardising z is one to one: the ratio is unchanged and easier to learn
         columns = ((d.z - loc) / scale, of_prior, d.h)
-        rows.append((*(column[:, 0][keep] for column in columns), kl[keep], sequence[keep]))
+        rows.append((*(c[:, 0][keep] for c in columns), kl[keep], index.expand_as(keep)[keep]))
     return _Frames(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
 class _LogRatio(nn.Module):
-    """log q(z | h) - log p(z | h) of frames, at most ``bound`` in size.
-
-    Args:
-        frames: whose features set the units.
-        width: of the two hidden layers.
-        bound: largest value.
-    """
+    """log q(z | h) - log p(z | h), at most ``bound`` in size; h in units of ``frames``."""
 
     def __init__(self, frames: _Frames, width: int, bound: float) -> None:
         super().__init__()
@@ -125,7 +117,7 @@ class _LogRatio(nn.Module):
         ).to(frames.features)  # fmt: skip
 
     def forward(self, codes: Tensor, features: Tensor) -> Tensor:
-        """Shape (N,), of codes ``(N, Z)`` and features ``(N, H)``."""
+        """Log-ratios (N,) of codes ``(N, Z)`` and features ``(N, H)``."""
         seen = torch.cat([codes, (features - self.shift) / self.spread], dim=-1)
         return self.bound * torch.tanh(self.net(seen).squeeze(-1) / self.bound)
 
@@ -133,7 +125,7 @@ class _LogRatio(nn.Module):
 def _fit_classifier(ratio: _LogRatio, fitting: _Frames, stopping: _Frames, steps: int) -> None:
     """Train by logistic regression; end with the parameters best on ``stopping``."""
     optim = torch.optim.AdamW(ratio.parameters(), lr=3e-3, weight_decay=1e-2)
-    # where densities are not numbers nothing below is better, and the result is NaN
+    # where densities are not numbers nothing improves, and the result is NaN
     best, best_loss = ratio.state_dict(), float("inf")
     for i in range(steps + 1):
         if i % 20 == 0:
@@ -152,6 +144,6 @@ def _fit_classifier(ratio: _LogRatio, fitting: _Frames, stopping: _Frames, steps
 
 
 def _nwj(ratio: _LogRatio, frames: _Frames) -> Tensor:
-    """Terms whose mean bounds KL(q || p) from below, for any log-ratio. Shape (N,)."""
+    """Terms (N,) whose mean bounds KL(q || p) from below, for any log-ratio."""
     posterior = ratio(frames.posterior, frames.features)
     return 1.0 + posterior - ratio(frames.prior, frames.features).exp()

@@ -2,8 +2,8 @@ r"""Particle filters: propose, weigh, and now and then resample.
 
 At step t every particle draws z_t from a guide and gets the weight
 p(z_t, x_t | past) / q(z_t | ...). Weights multiply along a particle until the criterion asks
-for resampling: particles then go on as copies of the heavy ones, and all weights start anew.
-The estimate of the evidence is a product with one factor for each stretch between resamplings,
+for resampling. Particles then go on as copies of the heavy ones, and all weights start anew.
+The evidence estimate is a product with one factor for each stretch between resamplings,
 
 .. math:: \hat Z = \prod_{s} \frac{1}{K} \sum_k \prod_{t \in s} w_t^k, \qquad E[\hat Z] = p(x),
 
@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from inference.densities import check_mask, select_particles
-from inference.protocols import require_counts, require_stepwise
+from inference.protocols import Stepwise, StepwiseGuide, require_counts, require_stepwise
 from inference.random import draw, learnable
-from inference.resampling import Criterion, Resampler, Selection
+from inference.resampling import Criterion, Resampler, Selection, identity
 from inference.weights import effective_sample_size, log_mean_exp, normalise
 
 #: (state before step t + 1 of the particles, x_{t+1} ``(B, X)``) -> log-weights ``(K, B)``
@@ -30,16 +31,15 @@ Auxiliary = Callable[[Any, Tensor], Tensor]
 
 
 class Filtered(NamedTuple):
-    """What a particle filter saw. Padded steps change no weight and no ancestor.
+    """Result of a particle filter. Padded steps change no weight and no ancestor.
 
-    ``log_weight`` are the normalised weights after each step and before resampling, with which
-    the particles ``z`` stand for p(z_t | x_{1:t}); ``ess`` is theirs. With auxiliary weights the
-    criterion looks at both together, and may resample above its threshold of ``ess``.
+    With the weights ``log_weight`` the particles ``z`` represent p(z_t | x_{1:t}). The criterion
+    looks at ``ess``, or, if there are auxiliary weights, at that of both weights together.
     """
 
-    log_evidence: Tensor  # (B,), log Z_hat, nats a sequence
+    log_evidence: Tensor  # (B,), log Z_hat, nats per sequence
     log_evidence_path: Tensor  # (T, B), log of the estimate of p(x_{1:t})
-    log_weight: Tensor  # (T, K, B)
+    log_weight: Tensor  # (T, K, B), normalised, before resampling
     ess: Tensor  # (T, B), effective sample size in [1, K]
     resampled: Tensor  # (T, B) bool, whether particles were resampled after the step
     ancestors: Tensor  # (T, K, B), each particle's parent among those of the step before
@@ -48,20 +48,19 @@ class Filtered(NamedTuple):
     mask: Tensor  # (T, B) bool
 
     def lineage(self) -> Tensor:
-        """Index at every step of the last particles' ancestors, ``(T, K, B)``."""
-        last = torch.arange(self.ancestors.shape[1], device=self.ancestors.device)
-        rows = [last.unsqueeze(1).expand(self.ancestors.shape[1:])]
+        """Indices of the last particles' ancestors at every step, ``(T, K, B)``."""
+        rows = [identity(self.ancestors[0])]
         for parents in self.ancestors[1:].flip(0):
             rows.append(parents.gather(0, rows[-1]))
         return torch.stack(rows[::-1])
 
     def trajectories(self) -> Tensor:
-        """Paths z_{1:T} of the last particles, ``(T, K, B, Z)``, by tracing their ancestors.
+        """Paths z_{1:T} of the last particles, ``(T, K, B, Z)``.
 
-        With the weights ``log_weight[-1]`` they stand for p(z_{1:T} | x_{1:T}).
+        With the weights ``log_weight[-1]`` they represent p(z_{1:T} | x_{1:T}).
 
         Raises:
-            ValueError: a filter that was told not to keep its particles.
+            ValueError: the filter did not keep its particles.
         """
         if self.z is None:
             raise ValueError("trajectories need the particles; filter with paths=True")
@@ -69,39 +68,36 @@ class Filtered(NamedTuple):
         return self.z.gather(1, index)
 
     def unique_ancestors(self) -> Tensor:
-        """How many different particles of each step the last ones descend from, ``(T, B)``."""
+        """Number of particles of each step that the last ones descend from, ``(T, B)``."""
         ordered = self.lineage().sort(dim=1).values
         return 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(dim=1)
 
 
 class Bootstrap(nn.Module):
-    """The transition as proposal: a guide for models that have none; it owns no parameters.
+    """A guide without parameters that proposes from the transition of ``model``."""
 
-    Args:
-        model: lends its transition.
-    """
-
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Stepwise) -> None:
         super().__init__()
         self.transition = model.transition
         self.prior_f: Any = getattr(model, "prior_f", None)
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Nothing is read of the data."""
+        """Read nothing of the data, ``(B, T, 0)``."""
         return x[..., :0]
 
-    def proposal_f(self, x: Tensor, mask: Tensor) -> Any:
+    def proposal_f(self, x: Tensor, mask: Tensor) -> Distribution:
         """p(f), for models whose steps share a latent."""
-        return self.prior_f(x.shape[:1])
+        prior: Distribution = self.prior_f(x.shape[:1])
+        return prior
 
-    def proposal(self, state: Any, c_t: Tensor) -> Any:
+    def proposal(self, state: Any, c_t: Tensor) -> Distribution:
         """p(z_t | state)."""
         return self.transition(state)
 
 
 def particle_filter(
-    model: Any,
-    guide: Any,
+    model: Stepwise,
+    guide: StepwiseGuide | None,
     x: Tensor,
     mask: Tensor | None = None,
     *,
@@ -112,36 +108,43 @@ def particle_filter(
     paths: bool = True,
     online: bool = False,
 ) -> Filtered:
-    r"""Filter sequences step by step, each with K particles; differentiable.
+    """Filter sequences step by step, each with K particles; differentiable.
 
-    Gradients are those of log Z_hat with the resampled indices held fixed, as FIVO takes them.
+    Gradients are those of log Z_hat with the resampled indices held fixed, as in FIVO.
 
     Args:
-        model: has ``init``, ``transition``, ``emission`` and ``advance``.
-        guide: has ``encode`` and ``proposal``; None for the bootstrap filter, whose proposal is
-            the model's transition.
-        x: ``(B, T, X)``.
-        mask: ``(B, T)`` bool, a prefix, or None.
+        model: a model with single steps.
+        guide: a guide with single steps; None for the bootstrap filter, see :class:`Bootstrap`.
+        x, mask: ``(B, T, X)``, and ``(B, T)`` bool, a prefix, or None.
         num_particles: K.
         resampler: "multinomial", "stratified", "systematic", or a function of normalised
             log-weights ``(K, B)``.
         criterion: "never", "always", "ess" (below K / 2), ``ess_below(fraction)``, or a function.
-        auxiliary: log-weights by which particles are chosen beside their own, from the state
-            they enter step t + 1 with and x_{t+1}, all finite: those to come are favoured
-            already when resampling, and the estimate stays unbiased (Pitt and Shephard 1999).
+        auxiliary: further log-weights, all finite, by which particles are chosen, so that
+            resampling looks one step ahead; see :data:`Auxiliary`. The estimate stays unbiased
+            (Pitt and Shephard 1999).
         paths: whether to keep the particles, which ``trajectories`` needs.
-        online: whether what is said of step t must not depend on x after t; refuses guides that
-            have read the future. (With them, too, the weights are right and log Z_hat unbiased.)
+        online: whether to refuse a guide that reads x after step t. The weights are right and
+            Z_hat is unbiased with such a guide, too.
 
     Raises:
-        TypeError: functions are missing; they are named.
-        ValueError: fewer than 1 particle, or an unknown resampler or criterion.
+        TypeError: missing functions, which are named.
+        ValueError: fewer than 1 particle, an unknown resampler or criterion, a guide that cannot
+            filter online, or x or mask of another shape.
         DegenerateWeightsError: all weights of a step are zero or one is not a number.
         NotImplementedError: gradients of a guide that is not reparameterised.
     """
     if guide is None and hasattr(model, "transition"):
         guide = Bootstrap(model)
-    _require_filterable(model, guide, num_particles, online)
+    require_stepwise(model, guide)
+    assert guide is not None  # refused above
+    require_counts(num_particles=num_particles)
+    if online and getattr(guide, "smoothing", False):
+        raise ValueError(
+            f"guide {type(guide).__name__} reads x after step t (a smoothing guide), so it cannot "
+            "filter online; use one that reads the past and x_t, such as FilteringGuide, or None "
+            "for the bootstrap filter"
+        )
     x, mask = getattr(model, "check", _checked)(x, mask)
     selection = Selection(resampler, criterion, mask)
     run = _Filter(model, guide, x, mask, guide.encode(x, mask), selection, auxiliary)
@@ -169,13 +172,13 @@ class _Cloud(NamedTuple):
     """Particles as they enter a step."""
 
     state: Any  # tensors (K, B, ...)
-    log_weight: Tensor  # (K, B), gathered since the last resampling
+    log_weight: Tensor  # (K, B), summed since the last resampling
     done: Tensor  # (B,), log of the factors of finished stretches
     ancestors: Tensor  # (K, B), parents among the particles of the step before
 
 
 class _Filter(NamedTuple):
-    """What all steps of one filter have in common."""
+    """Parts that all steps of one filter share."""
 
     model: Any
     guide: Any
@@ -186,7 +189,7 @@ class _Filter(NamedTuple):
     auxiliary: Auxiliary | None
 
     def start(self, num_particles: int) -> _Cloud:
-        """Particles before step 1; a latent that all steps share is drawn here, and weighed."""
+        """Particles before step 1; a latent that all steps share is drawn and weighed here."""
         size = self.mask.shape[0]
         log_weight = self.x.new_zeros(num_particles, size)
         state = self.model.init(log_weight.shape)
@@ -196,11 +199,10 @@ class _Filter(NamedTuple):
             ratio = self.model.prior_f(log_weight.shape).log_prob(f) - q_f.log_prob(f)
             log_weight = torch.where(self.mask[:, 0], ratio, 0.0)
             state = self.model.condition(state, f)
-        identity = torch.arange(num_particles, device=self.x.device).unsqueeze(1)
-        return _Cloud(state, log_weight, self.x.new_zeros(size), identity.expand(-1, size))
+        return _Cloud(state, log_weight, self.x.new_zeros(size), identity(log_weight))
 
     def propose(self, cloud: _Cloud, t: int) -> tuple[Tensor, Tensor]:
-        """Draws ``(K, B, Z)`` of step t, from 0, and log-weights ``(K, B)`` that count them."""
+        """Draws ``(K, B, Z)`` of step t, from 0, and log-weights ``(K, B)`` that include it."""
         q_t = self.guide.proposal(cloud.state, self.c[:, t])
         z_t = draw(q_t, learnable(self.guide))
         step = (
@@ -215,7 +217,6 @@ class _Filter(NamedTuple):
     ) -> tuple[_Cloud, Tensor]:
         """Particles that enter the next step, and where they were resampled, ``(B,)`` bool."""
         state = self.model.advance(cloud.state, z_t, self.x[:, t])
-        identity = torch.arange(len(normal), device=normal.device).unsqueeze(1).expand_as(normal)
         chosen, favour = normal, torch.zeros_like(normal)
         if self.auxiliary is not None:
             favour = self.auxiliary(state, self.x[:, t + 1])
@@ -223,27 +224,16 @@ class _Filter(NamedTuple):
             chosen = normalise(normal + favour, t + 1)
         due, parents = self.selection.decide(chosen.detach(), t)
         if parents is None:
-            return _Cloud(state, log_weight, cloud.done, identity), due
-        # what a particle was favoured by is taken back
+            return _Cloud(state, log_weight, cloud.done, identity(normal)), due
+        # the auxiliary weight that a particle was chosen by is taken back
         factor, fresh = log_mean_exp(log_weight + favour, dim=0), -favour.gather(0, parents)
         done = cloud.done + torch.where(due, factor, 0.0)
         log_weight = torch.where(due, fresh, log_weight)
         return _Cloud(select_particles(state, parents), log_weight, done, parents), due
 
 
-def _require_filterable(model: Any, guide: Any, num_particles: int, online: bool) -> None:
-    require_stepwise(model, guide)
-    require_counts(num_particles=num_particles)
-    if online and getattr(guide, "smoothing", False):
-        raise ValueError(
-            f"guide {type(guide).__name__} reads x after step t (a smoothing guide), so it cannot "
-            "filter online; use one that reads the past and x_t, such as FilteringGuide, or None "
-            "for the bootstrap filter"
-        )
-
-
 def _checked(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Data and prefix mask, padding overwritten, for models that do not look themselves."""
+    """Data and prefix mask, padding overwritten, for models without a check of their own."""
     if x.ndim != 3 or 0 in x.shape[:2]:
         raise ValueError(f"x must have shape (B, T, X), got {tuple(x.shape)}")
     if mask is None:

@@ -1,31 +1,34 @@
-"""What a latent holds, read by a linear probe: codes of whole sequences, logistic regression.
+"""Linear probes: which labels can be read from the latents of whole sequences.
 
-A label is held by a code if a linear classifier finds it there on sequences it was not fitted on.
-The classifier is weak on purpose: it says what lies open, not what could be dug out.
+A code holds a label if a linear classifier predicts it on sequences it was not fitted on. The
+classifier is weak on purpose: it shows what lies open, not what could be dug out.
 
-Two traps. Means are read without the guide's noise and in units of their own deviation, so a
-label may be read from means that differ by far less than the guide is uncertain: probes on draws
-stand beside them. And an average over steps keeps no order: what it does not hold, such as which
-digit was said, may well be in the path.
+Two traps. A probe of means sees them without the guide's noise and in units of their own
+deviation, so it may read a label from means that differ by far less than the guide's uncertainty:
+report probes of draws as well. And an average over steps has no order: what it does not hold, such
+as which digit was said, may well be in the path.
 
 Source: Akuzawa et al. (2021), https://doi.org/10.1007/s10994-021-06032-4.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.distributions import Distribution
 
-from inference.batches import portions
 from inference.modes import evaluating
 from inference.protocols import require_counts
 from inference.random import seeded
-from inference.traces import step_densities
+from inference.traces import Program, by_portions, require_steps, step_densities
+
+Values = Tensor | ArrayLike  #: codes or labels, as a tensor or anything numpy takes
 
 
 class Codes(NamedTuple):
-    """Of every sequence; f is None for a model without a latent that all steps share."""
+    """Codes of B sequences; f is None for a model without a latent that all steps share."""
 
     f: Tensor | None  # (B, F), the mean of q(f | x)
     z: Tensor  # (B, Z), the mean of q(z_t | x), averaged over the steps a sequence has
@@ -34,18 +37,18 @@ class Codes(NamedTuple):
 
 
 class Accuracy(NamedTuple):
-    """Share of labels a probe finds, and what it is to be measured by."""
+    """Share of labels that a probe predicts, with two baselines."""
 
     accuracy: float
     standard_error: float  # binomial, over the labels judged
     chance: float  # one over the number of classes
-    largest_class: float  # share of the commonest label, what always naming it would find
+    largest_class: float  # share of the commonest label, the accuracy of always naming it
 
 
 @torch.no_grad()
 def sequence_codes(
-    model: Any,
-    guide: Any,
+    model: Program,
+    guide: Program,
     x: Tensor,
     mask: Tensor,
     *,
@@ -53,45 +56,36 @@ def sequence_codes(
     batch_size: int = 64,
     seed: int = 0,
 ) -> Codes:
-    """One code for each sequence, from the guide, in evaluation mode and bounded memory.
+    """Compute one code for each sequence from the guide, in evaluation mode and bounded memory.
 
     Where the proposal of z_t depends on the path before t, the posterior mean is an average of
-    the proposal's means over ``num_particles`` paths; it is exact where it does not.
+    the proposal's means over ``num_particles`` paths; otherwise it is exact.
 
     Args:
         model, guide: Pyro programs, best with a rollout.
-        x: ``(B, T, X)``.
-        mask: ``(B, T)`` bool, a prefix.
-        num_particles: K paths; for a proposal that does not know its mean, as many draws.
-        batch_size: sequences at once.
-        seed: of all draws, which depend on ``batch_size``, too.
+        x, mask: ``(B, T, X)``, and ``(B, T)`` bool, a prefix.
+        num_particles: K paths, or K draws where the proposal does not know its mean.
+        batch_size: sequences at once; it changes the draws.
+        seed: seed of all draws.
 
     Raises:
         ValueError: a number below 1, or a sequence without steps.
     """
     require_counts(num_particles=num_particles, batch_size=batch_size)
-    empty = ~mask.any(dim=1)
-    if bool(empty.any()):
-        raise ValueError(
-            "mask must observe a step of every sequence, got none of sequence "
-            f"{int(empty.nonzero()[0])} (counted from 0); leave it out"
-        )
-    parts: dict[str, list[Tensor]] = {}
+    require_steps(mask)
+
+    def codes(x: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        d = step_densities(model, guide, x, mask, num_particles=num_particles)
+        share = mask.to(x)  # of a step in the average over a sequence's own
+        share = (share / share.sum(dim=1, keepdim=True)).t()[:, None, :, None]  # (T, 1, B, 1)
+        averages = (share * _means(d.proposal, d.z)).sum(dim=0)  # (K, B, Z)
+        found = {"z": averages.mean(dim=0), "z_draw": (share * d.z[:, :1]).sum(dim=0)[0]}
+        if d.f is not None:
+            found |= {"f": _means(d.proposal_f, d.f.mean(dim=0)), "f_draw": d.f[0]}
+        return found
+
     with seeded(seed), evaluating(model, guide):
-        for xs, masks, _ in portions(x, mask, batch_size):
-            d = step_densities(model, guide, xs, masks, num_particles=num_particles)
-            share = masks.to(xs)  # of a step in the average over a sequence's own
-            share = (share / share.sum(dim=1, keepdim=True)).t()[:, None, :, None]  # (T, 1, B, 1)
-            means = _means(d.proposal)
-            averages = (share * (d.z if means is None else means)).sum(dim=0)  # (K, B, Z)
-            pieces = {"z": averages.mean(dim=0), "z_draw": (share * d.z[:, :1]).sum(dim=0)[0]}
-            f: Tensor | None = getattr(d, "f", None)
-            if f is not None:
-                means = _means(getattr(d, "proposal_f", None))
-                pieces |= {"f": f.mean(dim=0) if means is None else means, "f_draw": f[0]}
-            for name, piece in pieces.items():
-                parts.setdefault(name, []).append(piece)
-    columns = {name: torch.cat(values) for name, values in parts.items()}
+        columns = by_portions(codes, x, mask, batch_size)
     return Codes(columns.get("f"), columns["z"], columns.get("f_draw"), columns["z_draw"])
 
 
@@ -100,8 +94,8 @@ class LinearProbe:
 
     Args:
         codes: ``(N, D)``, of the sequences it is fitted on.
-        labels: (N,), integers or strings, of two classes at least.
-        max_iter: of the solver.
+        labels: ``(N,)``, integers or strings, of two classes at least.
+        max_iter: largest number of iterations of the solver.
 
     Raises:
         ValueError: codes that are not (N, D) finite numbers, other labels than N, or one class.
@@ -114,7 +108,7 @@ class LinearProbe:
         0.5
     """
 
-    def __init__(self, codes: Any, labels: Any, *, max_iter: int = 10_000) -> None:
+    def __init__(self, codes: Values, labels: Values, *, max_iter: int = 10_000) -> None:
         try:
             from sklearn.linear_model import LogisticRegression
             from sklearn.pipeline import make_pipeline
@@ -123,7 +117,8 @@ class LinearProbe:
             raise ImportError(
                 "a linear probe needs scikit-learn: pip install pyro-avrnn[examples]"
             ) from error
-        numbers, names = _numbers(codes), _labels(labels, len(codes))
+        numbers = _numbers(codes)
+        names = _labels(labels, len(numbers))
         self.classes = np.unique(names)
         if len(self.classes) < 2:
             raise ValueError(
@@ -132,47 +127,48 @@ class LinearProbe:
         self.classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iter))
         self.classifier.fit(numbers, names)
 
-    def predict(self, codes: Any) -> np.ndarray:
-        """The label found for each code, (M,), of codes ``(M, D)``."""
+    def predict(self, codes: Values) -> np.ndarray:
+        """Predict the labels, (M,), of codes ``(M, D)``."""
         found: np.ndarray = self.classifier.predict(_numbers(codes))
         return found
 
-    def score(self, codes: Any, labels: Any) -> Accuracy:
-        """How many of these labels it finds.
-
-        Args:
-            codes: ``(M, D)``.
-            labels: (M,), of the classes it was fitted on.
+    def score(self, codes: Values, labels: Values) -> Accuracy:
+        """Measure how many of the labels (M,) of codes ``(M, D)`` the probe predicts.
 
         Raises:
-            ValueError: shapes that do not fit, or a label it has never seen.
+            ValueError: shapes that do not fit, or a label that it was not fitted on.
         """
-        names = _labels(labels, len(codes))
+        found = self.predict(codes)
+        names = _labels(labels, len(found))
         new = names[~np.isin(names, self.classes)]
         if len(new):
             raise ValueError(
                 f"labels must be of the classes fitted on, {self.classes.tolist()}, got "
                 f"{new[0].item()!r}"
             )
-        share = float((self.predict(codes) == names).mean())
+        share = float((found == names).mean())
         return Accuracy(
-            share,
-            (share * (1.0 - share) / len(names)) ** 0.5,
-            1.0 / len(self.classes),
-            float(np.unique(names, return_counts=True)[1].max() / len(names)),
+            accuracy=share,
+            standard_error=(share * (1.0 - share) / len(names)) ** 0.5,
+            chance=1.0 / len(self.classes),
+            largest_class=float(np.unique(names, return_counts=True)[1].max() / len(names)),
         )
 
 
-def _means(proposal: Any) -> Tensor | None:
-    """Of a distribution that knows them, and is there."""
+def _means(proposal: Distribution | None, otherwise: Tensor) -> Tensor:
+    """Means of a distribution if it knows them."""
     try:
-        return None if proposal is None else proposal.mean
+        return otherwise if proposal is None else proposal.mean
     except NotImplementedError:
-        return None
+        return otherwise
 
 
-def _numbers(codes: Any) -> np.ndarray:
-    array = np.asarray(codes.detach().cpu() if isinstance(codes, Tensor) else codes)
+def _array(values: Values) -> np.ndarray:
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+
+
+def _numbers(codes: Values) -> np.ndarray:
+    array = _array(codes)
     if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "biuf":
         raise ValueError(f"codes must be numbers of shape (N, D), got {array.dtype} {array.shape}")
     if not np.isfinite(array).all():
@@ -183,8 +179,8 @@ def _numbers(codes: Any) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def _labels(labels: Any, count: int) -> np.ndarray:
-    array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+def _labels(labels: Values, count: int) -> np.ndarray:
+    array = _array(labels)
     if array.shape != (count,):
         raise ValueError(f"labels must have shape ({count},), one a code, got {array.shape}")
     return array

@@ -1,7 +1,7 @@
-"""Resampling: when particles are resampled, which of them go on, and a record of both."""
+"""Resampling: when to resample particles, which of them go on, and a record of both."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -60,21 +60,29 @@ CRITERIA: dict[str, Criterion] = {"never": never, "always": always, "ess": ess_b
 RESAMPLERS: dict[str, Resampler] = {f.__name__: f for f in (multinomial, stratified, systematic)}
 
 
+def identity(log_weight: Tensor) -> Tensor:
+    """Indices ``(K, B)`` that keep every particle."""
+    particles = torch.arange(len(log_weight), device=log_weight.device)
+    return particles.unsqueeze(1).expand(log_weight.shape)
+
+
 def _grid(log_weight: Tensor, uniform: Tensor) -> Tensor:
-    steps = torch.arange(len(log_weight), device=log_weight.device).unsqueeze(1)
-    return (steps + uniform) / len(log_weight)
+    return (identity(log_weight) + uniform) / len(log_weight)
 
 
 def _invert(log_weight: Tensor, uniform: Tensor) -> Tensor:
-    """The particles at these points of the cumulative weights; one of weight zero is at none."""
+    """Particles at these points of the cumulative weights, never one of weight zero."""
     cumulative = log_weight.detach().exp().cumsum(dim=0).t().contiguous()
     cumulative = cumulative / cumulative[:, -1:]
     points = uniform.clamp(max=1.0 - torch.finfo(uniform.dtype).eps).t().contiguous()
     return torch.searchsorted(cumulative, points, right=True).t()
 
 
-def pick(argument: str, value: Any, known: dict[str, Any]) -> Any:
-    """Look a function up by its name, or return the function given.
+Choice = TypeVar("Choice", bound=Callable[..., Any])
+
+
+def pick(argument: str, value: str | Choice, known: Mapping[str, Choice]) -> Choice:
+    """Look up a function by its name, or return the function given.
 
     Raises:
         ValueError: an unknown name; the known ones are listed.
@@ -89,13 +97,13 @@ def pick(argument: str, value: Any, known: dict[str, Any]) -> Any:
 
 
 class Selection:
-    """Decide after each step which particles go on, and remember it: a rollout's ``select``.
+    """A rollout's ``select``: decides after each step which particles go on, and records it.
 
     Args:
         resampler: a name of ``RESAMPLERS`` or a function like those.
         criterion: a name of ``CRITERIA`` or a function like those.
-        mask: ``(B, T)`` bool, or None where every step is observed. A sequence that has ended
-            is not resampled any more.
+        mask: ``(B, T)`` bool, or None if every step is observed. A sequence that has ended is
+            not resampled any more.
         kl_weight: exponent of p(z_t) / q(z_t) in the weights that decide.
 
     Attributes:
@@ -115,15 +123,14 @@ class Selection:
         self.mask, self.kl_weight = mask, kl_weight
         self.resampled: list[Tensor] = []
         self.parents: list[Tensor | None] = []
-        self._log_weight: Tensor | None = None
+        self._log_weight: Tensor | float = 0.0
 
     def __call__(
         self, t: int, log_prior: Tensor, log_emission: Tensor, log_proposal: Tensor
     ) -> Tensor | None:
         """Return the particles that go on from step t, counted from 0; None for all."""
         log_weight = temper(log_prior, log_emission, log_proposal, self.kl_weight)
-        if self._log_weight is not None:
-            log_weight = self._log_weight + log_weight
+        log_weight = self._log_weight + log_weight
         due, parents = self.decide(normalise(log_weight, t + 1), t)
         self._log_weight = log_weight if parents is None else torch.where(due, 0.0, log_weight)
         self.resampled.append(due)
@@ -131,7 +138,7 @@ class Selection:
         return parents
 
     def events(self, log_weight: Tensor) -> Tensor:
-        """Where particles were resampled, ``(T - 1, B)`` bool, for log-weights (T, K, B)."""
+        """Times of resampling, ``(T - 1, B)`` bool, for log-weights (T, K, B)."""
         if self.resampled:
             return torch.stack(self.resampled)
         return log_weight.new_zeros(0, log_weight.shape[-1], dtype=torch.bool)
@@ -140,7 +147,7 @@ class Selection:
         """Normalised log-weights ``(K, B)`` since each sequence's last resampling.
 
         Raises:
-            DegenerateWeightsError: none of them has a weight, or one is not a number.
+            DegenerateWeightsError: all of a sequence are zero, or one is not a number.
         """
         resampled = self.events(log_weight)
         sums, last = stretches(log_weight, resampled), resampled.sum(dim=0)
@@ -148,11 +155,10 @@ class Selection:
         return normalise(sums[last, :, columns].t(), len(log_weight))
 
     def decide(self, log_weight: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
-        """Where to resample ``(B,)``, given normalised log-weights, and the parents if any."""
+        """Decide where to resample, ``(B,)``, by normalised log-weights; give parents if any."""
         due = self.criterion(log_weight)
         if self.mask is not None:
             due = due & self.mask[:, t + 1]
         if not bool(due.any()):
             return due, None
-        particles = torch.arange(len(log_weight), device=log_weight.device).unsqueeze(1)
-        return due, torch.where(due, self.resampler(log_weight), particles)
+        return due, torch.where(due, self.resampler(log_weight), identity(log_weight))

@@ -1,4 +1,4 @@
-"""Weights that change over a run, as fractions of it, and the counter that drives them."""
+"""Weights that change over a run, and the counter that drives them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,9 @@ Schedule = Callable[[float], float]  #: fraction of the run in [0, 1] -> weight
 @dataclass(frozen=True)
 class Ramp:
     """Linear from ``start`` to ``stop`` over the first ``over`` of the run, then constant.
+
+    Raises:
+        ValueError: ``over`` is not a fraction in (0, 1].
 
     Example:
         >>> Ramp(0.0, 1.0, over=0.5)(0.25)
@@ -24,27 +27,27 @@ class Ramp:
             raise ValueError(f"over must be a fraction of the run in (0, 1], got {self.over}")
 
     def __call__(self, progress: float) -> float:
-        """The weight at ``progress`` in [0, 1]."""
+        """Return the weight at ``progress`` in [0, 1]."""
         return self.start + (self.stop - self.start) * min(progress / self.over, 1.0)
 
 
 @dataclass
 class Clock:
-    """Counts the calls an objective has had with gradients enabled.
+    """A counter of the calls of an objective with gradients enabled.
 
     Args:
-        total: length of the run in calls; ``fit`` fills it in.
-        calls: so far.
+        total: length of the run in calls; ``fit`` sets it.
+        calls: calls so far.
     """
 
     total: int | None = None
     calls: int = 0
 
-    def weight(self, value: "float | Schedule") -> float:
-        """A number as it is, a schedule at this point of the run.
+    def weight(self, value: float | Schedule) -> float:
+        """Return a number unchanged, and a schedule's weight at this point of the run.
 
         Raises:
-            ValueError: a schedule, and the run's length is not known.
+            ValueError: the value is a schedule, and the length of the run is not known.
         """
         if not callable(value):
             return float(value)

@@ -1,4 +1,4 @@
-"""Log-weights of particles: averages, effective sample size, the shape of their tail."""
+"""Log-weights of particles: averages, effective sample size, and the shape of their tail."""
 
 import math
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class DegenerateWeightsError(ArithmeticError):
-    """All weights of a step are zero, or one is not a number: there is nothing to go on with.
+    """Weights of a step that are all zero, infinite or NaN, so that no particle can go on.
 
     Args:
         step: t, from 1.
         sequence: counted from 0.
-        total: log of their sum, minus infinity, infinity or NaN.
+        total: log of the summed weights, which is not finite.
     """
 
     def __init__(self, step: int, sequence: int, total: float) -> None:
@@ -29,65 +29,61 @@ class DegenerateWeightsError(ArithmeticError):
 
 
 def log_mean_exp(values: Tensor, dim: int) -> Tensor:
-    """log of the mean of exp(values) along ``dim``, stable."""
+    """Log of the mean of exp(values) along ``dim``, stable."""
     return values.logsumexp(dim=dim) - math.log(values.shape[dim])
 
 
 def effective_sample_size(log_weight: Tensor, dim: int = 0) -> Tensor:
-    """(sum w)^2 / sum w^2 along ``dim``, in [1, K]."""
+    """Effective sample size (sum w)^2 / sum w^2 along ``dim``, in [1, K]."""
     return (2 * log_weight.logsumexp(dim=dim) - (2 * log_weight).logsumexp(dim=dim)).exp()
 
 
 def normalise(log_weight: Tensor, step: int) -> Tensor:
-    """Log-weights ``(K, B)`` that sum to one over particles.
-
-    Args:
-        log_weight: ``(K, B)``.
-        step: t, from 1, for the error.
+    """Scale the weights of step ``step``, counted from 1, to sum to one; logs, ``(K, B)``.
 
     Raises:
-        DegenerateWeightsError: naming the step and the first sequence whose weights are all
-            zero, or hold a NaN or an infinity.
+        DegenerateWeightsError: the weights of a sequence have no finite, positive sum.
     """
     total = log_weight.logsumexp(dim=0)
-    if not bool(total.isfinite().all()):
-        b = int((~total.isfinite()).nonzero()[0])
-        raise DegenerateWeightsError(step, b, float(total[b].detach()))
+    require_usable(total.unsqueeze(0), first_step=step)
     return log_weight - total
 
 
-def require_usable(total: Tensor) -> None:
-    """That at every step some particle has a weight, and all weights are numbers.
+def require_usable(total: Tensor, first_step: int = 1) -> None:
+    """Refuse weights whose sum is zero, infinite or NaN at some step.
 
     Args:
         total: ``(T, B)``, log of the summed weights up to each step.
+        first_step: number of the first of these steps.
 
     Raises:
-        DegenerateWeightsError: naming the first such step and its first sequence.
+        DegenerateWeightsError: for the first such step, and its first such sequence.
     """
     faults = ~total.isfinite()
     if bool(faults.any()):
         t, b = faults.nonzero()[0].tolist()
-        raise DegenerateWeightsError(t + 1, b, float(total[t, b]))
+        raise DegenerateWeightsError(first_step + t, b, float(total[t, b].detach()))
 
 
 def pareto_k(log_weight: Tensor) -> Tensor:
     """Pareto k-hat of the largest importance weights of each sequence.
 
-    Below 0.5 importance sampling from the guide is reliable, above 0.7 it is not. k-hat is blind
-    to a guide that is too wide (its weights are bounded). Source: Vehtari et al. (2024),
-    https://arxiv.org/abs/1507.02646; the tail holds min(K / 5, 3 sqrt(K)) weights.
+    Below 0.5 importance sampling from the guide is reliable, above 0.7 it is not. k-hat cannot
+    detect a guide that is too wide, whose weights are bounded. The tail holds
+    min(K / 5, 3 sqrt(K)) weights.
 
     Args:
         log_weight: ``(K, B)``, summed over steps, K at least 25.
 
     Returns:
-        ``(B,)``; NaN where all weights are equal, or most are and the others differ by less than
-        a tenth (the guide is exact there), infinity where a few are larger than the others by
-        more than numbers can tell.
+        ``(B,)``. NaN where all weights are equal, or most are and the others differ by less than
+        a tenth: the guide is exact. Infinity where a few exceed the others by more than floating
+        point can represent.
 
     Raises:
         ValueError: fewer than 25 particles.
+
+    Source: Vehtari et al. (2024), https://arxiv.org/abs/1507.02646.
     """
     num_particles = log_weight.shape[0]
     tail = int(min(num_particles / 5, 3 * math.sqrt(num_particles)))
@@ -102,9 +98,9 @@ def pareto_k(log_weight: Tensor) -> Tensor:
             values.append(math.nan)
             continue
         excess = (column[:tail].exp() - column[tail].exp()).flip(0)
-        excess = excess[excess > 0.0]  # ties with where the tail begins are not in it
+        excess = excess[excess > 0.0]  # without ties at the threshold
         if len(excess) >= 5 and float(excess[int(len(excess) / 4 - 0.5)]) > 1e-30:
             values.append(fit_generalized_pareto(excess)[0])
-        else:  # a few weights have it all, or all but a few are equal: no tail to fit
+        else:  # a few weights dominate, or all but a few are equal: no tail to fit
             values.append(math.inf if float(column[0] - column[-1]) > 0.1 else math.nan)
     return torch.tensor(values, device=log_weight.device)

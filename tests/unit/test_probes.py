@@ -134,7 +134,7 @@ def test_codes_are_in_the_dtype_of_the_data() -> None:
     [
         ({"num_particles": 0}, "num_particles must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"mask": torch.zeros(5, 5, dtype=torch.bool)}, "got none of sequence 0"),
+        ({"mask": torch.zeros(5, 5, dtype=torch.bool)}, r"sequence 0 \(counted from 0\) has none"),
     ],
 )
 def test_codes_say_what_is_wrong(options: dict[str, Any], says: str) -> None:
