@@ -3,11 +3,10 @@
 import json
 import multiprocessing
 import os
-import queue
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
@@ -17,89 +16,50 @@ import torch
 from tqdm import tqdm
 
 from inference import seeded
+from inference.files import write_json
 from pyro_avrnn import data
 from pyro_avrnn.cli import report
-from pyro_avrnn.cli.rows import Row
-from pyro_avrnn.cli.runs import Settings, build, row_folder, run, write_json
+from pyro_avrnn.cli.parts import build
+from pyro_avrnn.cli.rows import Training
+from pyro_avrnn.cli.runs import Result, Task, row_folder, run
+from pyro_avrnn.cli.settings import Comparison, Settings
+from pyro_avrnn.data import Dataset
 
-_state: dict[str, Any] = {}  # of a worker process: its data and where to report progress
+_FACTS = ("data", "baseline_per_frame", "sequences", "reader", "settings")  # the same to resume
+_worker: dict[str, Any] = {}  # of a worker process: its data, and the steps done by task
 
 
-def compare(
-    source: str,
-    rows: list[Row],
-    seeds: list[int],
-    settings: Settings,
-    out: Path,
-    *,
-    options: dict[str, Any],
-    jobs: int,
-    resume: bool,
-    command: str,
-) -> int:
-    """Train and evaluate every row with every seed, write ``out``, print one table.
+def compare(comparison: Comparison, settings: Settings, command: str) -> int:
+    """Train and evaluate every row with every seed, write the output folder, print one table.
 
     Args:
-        source: what ``data.load`` takes.
-        rows: trainings to compare.
-        seeds: each row is trained once with each.
-        settings: shared by all rows.
-        out: folder for results; made if absent.
-        options: of ``data.load``.
-        jobs: trainings at the same time, one thread each.
-        resume: keep what ``out/results.json`` has, made from this data with these settings;
-            without it, an earlier file is set aside as ``results.previous.json``.
+        comparison: what to compare, on which data, and where the results go. Without its
+            ``resume``, earlier results are set aside as ``results.previous.json``.
+        settings: shared by all trainings.
         command: as the user gave it, for the report.
 
     Returns:
-        The exit status: 0, or 1 if a training stopped early.
+        The exit status: 0, 1 if a training stopped early, 130 if interrupted.
 
     Raises:
         ValueError, OSError: bad input, in one sentence.
     """
-    dataset = data.load(source, **options)
-    with seeded(0):  # parts that do not go together are refused before anything is trained
-        for row in rows:
-            parts = build(row, dataset, settings)
-            parts.recipe.model.check(dataset.train.x[:1], dataset.train.mask[:1])
-    # what the densities depend on beside the model: every row carries it
-    scale = {k: torch.as_tensor(getattr(dataset, k)).tolist() for k in ("mean", "std")}
-    about = {
-        "standardisation": scale,
-        "min_scale": settings.min_scale if dataset.kind == "real" else None,
-        "baseline_per_frame": data.independent_baseline(dataset),
-        "command": command,
-        "kind": dataset.kind,
-    }
-    writable(out)
-    facts = {
-        "data": dataset.name,
-        "baseline_per_frame": about["baseline_per_frame"],
-        "sequences": len(getattr(dataset, settings.split)),
-        "reader": options,
-        "settings": asdict(settings),
-    }
-    about["reader"] = options
-    results = _kept(out, facts) if resume else []
-    if not resume:
-        if (out / "results.json").is_file():
-            (out / "results.json").replace(out / "results.previous.json")
-        for begun in (out / "rows").glob("*/checkpoint.pt"):
-            begun.unlink()
-    write_json(_facts_path(out), facts)
-    done = {(r["row"], r["seed"]) for r in results}
-    todo = [(r, s) for r in rows for s in seeds if (r.label, s) not in done]
-    labels = [*(row.label for row in rows), *(r["row"] for r in results)]
-    order = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-
-    def write() -> None:
-        results.sort(key=lambda r: (order[r["row"]], r["seed"]))
-        write_json(out / "results.json", results)
-
+    trainings, out = comparison.trainings(), comparison.out
+    dataset = data.load(comparison.data, **comparison.reader_options())
+    _check_parts(trainings, dataset, settings)
+    shared = _shared(comparison, settings, dataset, command)
+    facts = {name: shared[name] for name in _FACTS}
+    _check_writable(out)
+    results = _resumed(out, facts) if comparison.resume else []
+    if not comparison.resume:
+        _set_aside(out)
+    (out / "rows").mkdir(exist_ok=True)
+    write_json(out / "rows" / "settings.json", facts)
+    tasks = _missing(trainings, comparison, results)
     try:
-        for result in _train(todo, source, options, settings, out, jobs, resume):
-            results.append(result | about)
-            write()
+        for result in train(tasks, comparison, settings):
+            results.append(result | shared)
+            _write(out, results, trainings)
     except KeyboardInterrupt:
         print(
             f"interrupted: {len(results)} finished trainings are in {out / 'results.json'}; "
@@ -107,7 +67,7 @@ def compare(
             file=sys.stderr,
         )
         return 130
-    write()
+    _write(out, results, trainings)
     report.write(out, results, dataset)
     stopped = [r for r in results if r["error"]]
     for r in stopped:
@@ -115,12 +75,16 @@ def compare(
     return 1 if stopped else 0
 
 
-def writable(folder: Path) -> None:
-    """Make the folder; one sentence if nothing can be written there.
+def _check_parts(trainings: list[Training], dataset: Dataset, settings: Settings) -> None:
+    """Refuse parts that do not go together before anything is trained."""
+    with seeded(0):
+        for training in trainings:
+            model = build(training, dataset, settings).recipe.model
+            model.check(dataset.train.x[:1], dataset.train.mask[:1])
 
-    Raises:
-        OSError: naming the folder.
-    """
+
+def _check_writable(folder: Path) -> None:
+    """Make the folder, or say in one sentence that nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -132,119 +96,139 @@ def writable(folder: Path) -> None:
         ) from error
 
 
-def _facts_path(out: Path) -> Path:
-    """Where it is noted what the trainings in ``out`` have in common, begun ones included."""
-    (out / "rows").mkdir(exist_ok=True)
-    return out / "rows" / "settings.json"
+def _shared(
+    comparison: Comparison, settings: Settings, dataset: Dataset, command: str
+) -> dict[str, Any]:
+    """What all entries of results.json have in common."""
+    scale = {name: torch.as_tensor(getattr(dataset, name)).tolist() for name in ("mean", "std")}
+    return {
+        "data": dataset.name,
+        "sequences": len(getattr(dataset, settings.split)),
+        "settings": asdict(settings),
+        "standardisation": scale,
+        "min_scale": settings.min_scale if dataset.kind == "real" else None,
+        "baseline_per_frame": data.independent_baseline(dataset),
+        "command": command,
+        "kind": dataset.kind,
+        "reader": comparison.reader_options(),
+    }
 
 
-def _kept(out: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Finished rows of an earlier results.json, all made from this data with these settings."""
-    path, begun = out / "results.json", _facts_path(out)
-    same = json.loads(json.dumps(facts))
-    at = path
+def _missing(
+    trainings: list[Training], comparison: Comparison, results: list[Result]
+) -> list[Task]:
+    """Trainings and seeds that have no result."""
+    done = {(r["row"], r["seed"]) for r in results}
+    first = comparison.first_seed
+    return [
+        Task(training, seed, row_folder(comparison.out, training.label, seed))
+        for training in trainings
+        for seed in range(first, first + comparison.seeds)
+        if (training.label, seed) not in done
+    ]
+
+
+def _write(out: Path, results: list[Result], trainings: list[Training]) -> None:
+    """Write the results in the order of the trainings; earlier rows follow."""
+    labels = list(dict.fromkeys([*(t.label for t in trainings), *(r["row"] for r in results)]))
+    results.sort(key=lambda r: (labels.index(r["row"]), r["seed"]))
+    write_json(out / "results.json", results)
+
+
+def _resumed(out: Path, facts: dict[str, Any]) -> list[Result]:
+    """Finished trainings in the folder, if all of them share these facts.
+
+    Raises:
+        ValueError: a file of another kind, or trainings from other data or with other settings.
+    """
+    path, begun = out / "results.json", out / "rows" / "settings.json"
+    reading, here = path, json.loads(json.dumps(facts))
     try:
         earlier = json.loads(path.read_text()) if path.is_file() else []
-        earlier = [r for r in earlier if not r["error"]]
-        kept = [_completed(r, same) for r in earlier]
-        others = [r["row"] for r in kept if any(r[k] != same[k] for k in same)]
-        places = [row_folder(out, r["row"], r["seed"]) for r in earlier]
-        at = begun
-        if begun.is_file() and _completed(json.loads(begun.read_text()), same) != same:
+        finished = [r for r in earlier if not r["error"]]
+        others = [r["row"] for r in finished if not _agree(r, here)]
+        kept = [r for r in finished if row_folder(out, r["row"], r["seed"]).is_dir()]
+        reading = begun
+        if begun.is_file() and not _agree(json.loads(begun.read_text()), here):
             others.append("one that was begun")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{at} is not a results file of this command; remove it or leave out --resume"
+            f"{reading} is not a results file of this command; remove it or leave out --resume"
         ) from error
     if others:
         raise ValueError(
             f"--resume: {path} holds row {others[0]!r} made from other data or with other "
             "settings; give them again, or another --out"
         )
-    return [r for r, place in zip(earlier, places, strict=True) if place.is_dir()]
+    return kept
 
 
-def _completed(facts: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
-    """The same, with what a file older than a setting does not say."""
+def _set_aside(out: Path) -> None:
+    """Keep earlier results under another name, and forget trainings that were begun."""
+    if (out / "results.json").is_file():
+        (out / "results.json").replace(out / "results.previous.json")
+    for begun in (out / "rows").glob("*/checkpoint.pt"):
+        begun.unlink()
+
+
+def _agree(facts: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether earlier facts are those of this command; older files may lack some of them."""
     settings = asdict(Settings(**facts["settings"]))
-    return {"reader": here["reader"], **facts, "settings": settings}
+    completed = {"reader": here["reader"], **facts, "settings": settings}
+    return all(completed[name] == value for name, value in here.items())
 
 
-def _train(
-    todo: list[tuple[Row, int]],
-    source: str,
-    options: dict[str, Any],
-    settings: Settings,
-    out: Path,
-    jobs: int,
-    resume: bool,
-) -> Iterator[dict[str, Any]]:
-    """Results as they come, from worker processes of one thread each."""
-    if not todo:
+def train(tasks: list[Task], comparison: Comparison, settings: Settings) -> Iterator[Result]:
+    """Train in at most ``comparison.jobs`` processes; yield each result as soon as it is there.
+
+    Raises:
+        OSError: a process died.
+    """
+    if not tasks:
         return
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        ticks = manager.Queue()
-        pool = ProcessPoolExecutor(
-            min(jobs, len(todo)), context, _start_worker, (source, options, ticks)
-        )
-        bar = tqdm(total=len(todo) * settings.steps, unit="step", desc="training", smoothing=0.05)
-        waiting: set[Future[dict[str, Any]]] = set()
+    steps = context.RawArray("q", len(tasks))  # done by each, which alone writes there
+    given = (comparison.data, comparison.reader_options(), steps)
+    pool = ProcessPoolExecutor(min(comparison.jobs, len(tasks)), context, _start_worker, given)
+    total = len(tasks) * settings.steps
+    with pool, tqdm(total=total, unit="step", desc="training", smoothing=0.05) as bar:
+        waiting = {
+            pool.submit(_work, i, task, settings, comparison.resume)
+            for i, task in enumerate(tasks)
+        }
         try:
-            for row, seed in todo:
-                folder = row_folder(out, row.label, seed)
-                waiting.add(pool.submit(_work, row, seed, settings, folder, resume))
             while waiting:
-                try:
-                    bar.update(ticks.get(timeout=0.5))
-                except queue.Empty:
-                    pass
-                ready = {future for future in waiting if future.done()}
-                waiting -= ready
-                for future in ready:
-                    try:
-                        result = future.result()
-                    except BrokenProcessPool as error:
-                        raise OSError(
-                            "a training's process died, perhaps for want of memory; try --jobs 1 "
-                            "or a smaller --batch-size; finished rows stay, use --resume"
-                        ) from error
-                    bar.set_postfix_str(_shown(result))
+                ready, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                bar.update(sum(steps) - bar.n)
+                for result in (future.result() for future in ready):
+                    bar.set_postfix_str(summary(result))
                     yield result
-        except BaseException:
-            for future in waiting:
-                future.cancel()
-            raise
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a training's process died, perhaps for want of memory; try --jobs 1 or a "
+                "smaller --batch-size; finished rows stay, use --resume"
+            ) from error
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            bar.close()
+            pool.shutdown(cancel_futures=True)
 
 
-def _shown(result: dict[str, Any]) -> str:
-    """A finished training in a word, for the bar."""
-    value = result["iwae_per_frame"]
-    return (
-        f"{result['row']} seed {result['seed']}: {'stopped' if value is None else f'{value:.3f}'}"
-    )
+def summary(result: Result) -> str:
+    """A finished training in a few words, for the progress bar."""
+    bound = result["iwae_per_frame"]
+    shown = "stopped" if bound is None else f"{bound:.3f}"
+    return f"{result['row']} seed {result['seed']}: {shown}"
 
 
-def _start_worker(source: str, options: dict[str, Any], ticks: Any) -> None:
+def _start_worker(source: str, options: dict[str, int], steps: Any) -> None:
     torch.set_num_threads(1)  # small matrices: processes pay, threads do not
     os.environ["OMP_NUM_THREADS"] = "1"
-    _state.update(data=data.load(source, **options), ticks=ticks)
+    _worker.update(data=data.load(source, **options), steps=steps)
 
 
-def _work(row: Row, seed: int, settings: Settings, folder: Path, resume: bool) -> dict[str, Any]:
-    pending = done = 0
-
+def _work(index: int, task: Task, settings: Settings, resume: bool) -> Result:
     def progress(steps: int) -> None:
-        nonlocal pending, done
-        pending += steps
-        done += steps
-        if pending >= 10:  # a message a step would cost more than some steps
-            _state["ticks"].put(pending)
-            pending = 0
+        _worker["steps"][index] += steps
 
-    result = run(row, seed, _state["data"], settings, folder, progress, resume)
-    _state["ticks"].put(pending + settings.steps - done)
+    result = run(task, _worker["data"], settings, progress, resume)
+    _worker["steps"][index] = settings.steps  # one that stopped early has none to come
     return result

@@ -1,9 +1,8 @@
-"""``avrnn generate``: what a trained row makes up, as sound, music or numbers, and pictures."""
+"""``avrnn generate``: sequences drawn from a trained model, as sound, music or numbers."""
 
 import json
-import math
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,85 +10,67 @@ from torch import Tensor
 
 from inference import seeded
 from pyro_avrnn import data, media, plots, recipes
-from pyro_avrnn.cli.runs import row_folder
+from pyro_avrnn.cli.options import option
+from pyro_avrnn.cli.report import validation_bound
+from pyro_avrnn.cli.runs import Result, row_folder
 from pyro_avrnn.data import Dataset
 from pyro_avrnn.generation import continue_from, generate
 
-_STEP_SECONDS = 0.5  # of music, whose data do not say: quarter notes at 120 a minute
+_STEP_SECONDS = 0.5  # of music, if the data do not tell: quarter notes at 120 a minute
 
 
-def generate_from(
-    run: Path,
-    source: str,
-    *,
-    row: str | None = None,
-    count: int = 2,
-    length: int | None = None,
-    prefix: int | None = None,
-    seed: int = 0,
-    out: Path | None = None,
-) -> list[Path]:
-    """Free runs of a row's model, and what follows the beginning of a test sequence.
+@dataclass(frozen=True)
+class Generation:
+    """Options of ``avrnn generate``."""
 
-    Args:
-        run: the folder of a comparison.
-        source: the data it was made from, for units, and for the beginning.
-        row: by its label in the table; None for the best by the validation bound.
-        count: sequences of each kind.
-        length: steps of a free run, and of beginning and continuation together; None for the
-            median of the test sequences.
-        prefix: steps of the beginning; None for a quarter of ``length``.
-        seed: of all draws.
-        out: folder to write; None for ``generated`` in ``run``.
+    run: Path = option(MISSING, "folder of an avrnn compare")
+    data: str = option("vowels", "data of that comparison")
+    row: str | None = option(None, "row of the table (default: best by the validation bound)")
+    count: int = option(2, "sequences of each kind", "at least 1")
+    length: int | None = option(
+        None, "steps of a sequence (default: median of the test sequences)", "at least 1"
+    )
+    prefix: int | None = option(
+        None,
+        "steps of a test sequence that are given (default: a quarter of --length)",
+        "at least 1",
+    )
+    seed: int = option(0, "seed of all draws")
+    out: Path | None = option(None, "folder to write (default: RUN/generated)")
+
+
+def generate_files(options: Generation) -> list[Path]:
+    """Draw sequences, freely and after the beginning of a test sequence, and write them.
 
     Returns:
         The files written.
 
     Raises:
         FileNotFoundError: no such run or data.
-        ValueError: an unknown row, numbers below 1, a beginning that leaves no step.
+        ValueError: an unknown row, other data, or a beginning that leaves no step to draw.
     """
-    best = _chosen(run, row)
-    dataset = data.load(source, **_reader(best, source))
-    recipe = recipes.load(row_folder(run, best["row"], best["seed"]) / "parameters.pt")
-    if (dataset.name, dataset.x_dim) != (best["data"], recipe.model.x_dim):
+    result = _chosen(options.run, options.row)
+    if options.data == "vowels" and result["data"] != "vowels":
         raise ValueError(
-            f"--data {source} is {dataset.name} with {dataset.x_dim} features, but the row was "
-            f"trained on {best['data']} with {recipe.model.x_dim}; give the data of the comparison"
+            f"--data must be the data of the comparison, {result['data']}, got 'vowels'"
         )
-    test = dataset.test
-    length = int(test.lengths.median()) if length is None else length
-    prefix = max(length // 4, 1) if prefix is None else prefix
-    for name, value in (("count", count), ("length", length), ("prefix", prefix)):
-        if value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
-    if prefix >= length:
-        raise ValueError(f"--prefix must be below --length, {length}, got {prefix}")
-    enough = [i for i in test.lengths.argsort().tolist() if int(test.lengths[i]) >= prefix]
-    if not enough:
-        raise ValueError(f"--prefix must fit into a test sequence, got {prefix}; take fewer steps")
-    index = enough[len(enough) // 2]
-    observed = test.sequence(index)[:length]
-    recipe.model.eval()
-    with seeded(seed):
-        free = generate(recipe.model, count, length)
-        begun = observed[:prefix].unsqueeze(0)
-        after = continue_from(
-            recipe.model, recipe.guide, begun, steps=length - prefix, num_continuations=count
-        )[:, 0]
-    continued = torch.cat([begun.expand(count, -1, -1), after], dim=1)
-    numbered = [f" {i + 1}" if count > 1 else "" for i in range(count)]
-    made = {f"observed, {test.names[index]}": observed}
-    made |= {
-        f"begun by {prefix} observed steps{n}": x for n, x in zip(numbered, continued, strict=True)
-    }
-    made |= {f"free{n}": x for n, x in zip(numbered, free, strict=True)}
-    out = run / "generated" if out is None else out
+    dataset = data.load(options.data, **(result.get("reader") or {}))  # older files have none
+    folder = row_folder(options.run, result["row"], result["seed"])
+    recipe = recipes.load(folder / "parameters.pt")
+    if (dataset.name, dataset.x_dim) != (result["data"], recipe.model.x_dim):
+        raise ValueError(
+            f"--data {options.data} is {dataset.name} with {dataset.x_dim} features, but the row "
+            f"was trained on {result['data']} with {recipe.model.x_dim}; give the data of the "
+            "comparison"
+        )
+    made = _draw(recipe, dataset, options)
+    out = options.run / "generated" if options.out is None else options.out
     out.mkdir(parents=True, exist_ok=True)
-    return _write(out, made, dataset, f"{best['row']}, seed {best['seed']}")
+    return _write(out, made, dataset, f"{result['row']}, seed {result['seed']}")
 
 
-def _chosen(run: Path, label: str | None) -> dict[str, Any]:
+def _chosen(run: Path, label: str | None) -> Result:
+    """The finished training with the best validation bound, of one row or of all."""
     path = run / "results.json"
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; give the folder of an avrnn compare")
@@ -97,52 +78,69 @@ def _chosen(run: Path, label: str | None) -> dict[str, Any]:
     known = list(dict.fromkeys(r["row"] for r in results))
     if label is not None and label not in known:
         raise ValueError(f"--row must be one of {'; '.join(known)}, got {label!r}")
-    rows = [r for r in results if label in (None, r["row"])]
-    if not rows:
+    if not results:
         raise ValueError(f"{path} has no training that went to its end")
-
-    def validation(result: dict[str, Any]) -> float:
-        by = result["settings"].get("validate_by", "iwae")
-        value = result[f"validation_{by}_per_frame"]
-        return -math.inf if value is None else value
-
-    return max(rows, key=validation)
+    return max((r for r in results if label in (None, r["row"])), key=validation_bound)
 
 
-def _reader(best: dict[str, Any], source: str) -> dict[str, Any]:
-    """The options the comparison's data were read with; none where its file does not say."""
-    if source == "vowels" and best["data"] != "vowels":
-        raise ValueError(
-            f"--data must be the data of the comparison, {best['data']}, got {source!r}"
-        )
-    return best.get("reader") or {}
+def _draw(recipe: recipes.Recipe, dataset: Dataset, options: Generation) -> dict[str, Tensor]:
+    """Sequences by name, ``(T, X)`` each: an observed one, those it begins, and free ones."""
+    test, count = dataset.test, options.count
+    length = options.length or int(test.lengths.median())
+    prefix = options.prefix or max(length // 4, 1)
+    index = _median_sequence(test.lengths, prefix, length)
+    observed = test.sequence(index)[:length]
+    begun = observed[:prefix].unsqueeze(0)
+    with seeded(options.seed):
+        free = generate(recipe.model, count, length)
+        after = continue_from(
+            recipe.model, recipe.guide, begun, steps=length - prefix, num_continuations=count
+        )[:, 0]
+    continued = torch.cat([begun.expand(count, -1, -1), after], dim=1)
+    made = {f"observed, {test.names[index]}": observed}
+    for kind, drawn in ((f"begun by {prefix} observed steps", continued), ("free", free)):
+        made |= {f"{kind} {i + 1}" if count > 1 else kind: x for i, x in enumerate(drawn)}
+    return made
+
+
+def _median_sequence(lengths: Tensor, prefix: int, length: int) -> int:
+    """Index of the sequence of median length, among those of at least ``prefix`` steps."""
+    if prefix >= length:
+        raise ValueError(f"--prefix must be below --length, {length}, got {prefix}")
+    enough = [i for i in lengths.argsort().tolist() if int(lengths[i]) >= prefix]
+    if not enough:
+        raise ValueError(f"--prefix must fit into a test sequence, got {prefix}; take fewer steps")
+    return enough[len(enough) // 2]
 
 
 def _write(out: Path, made: dict[str, Tensor], dataset: Dataset, title: str) -> list[Path]:
-    """Sound, MIDI or numbers in the data's own units, and one picture."""
-    files = [out / f"{_safe(name)}" for name in made]
+    """Write MIDI, sound or numbers in the data's own units, and one picture."""
     if dataset.kind == "binary" and dataset.x_dim == 88:
         rolls = {name: x.numpy() for name, x in made.items()}
-        step = dataset.frame_seconds or _STEP_SECONDS
-        for file, roll in zip(files, rolls.values(), strict=True):
-            media.write_midi(file.with_suffix(".mid"), roll, step_seconds=step)
-        picture = plots.piano_rolls(rolls, out / "rolls.png", title=title)
-        return [*(file.with_suffix(".mid") for file in files), picture]
+        files = _files(out, rolls, ".mid")
+        for path, roll in files.items():
+            media.write_midi(path, roll, step_seconds=dataset.frame_seconds or _STEP_SECONDS)
+        return [*files, plots.piano_rolls(rolls, out / "rolls.png", title=title)]
     raw = {name: _raw(x, dataset) for name, x in made.items()}
-    if dataset.sample_rate is not None:
+    if (rate := dataset.sample_rate) is not None:
         waves = {name: x.reshape(-1) / 32768.0 for name, x in raw.items()}
-        for file, wave in zip(files, waves.values(), strict=True):
-            media.write_wav(file.with_suffix(".wav"), wave, dataset.sample_rate)
-        picture = plots.spectrograms(
-            waves, out / "spectrograms.png", sample_rate=dataset.sample_rate, title=title
-        )
-        return [*(file.with_suffix(".wav") for file in files), picture]
-    for file, x in zip(files, raw.values(), strict=True):
-        np.savetxt(file.with_suffix(".csv"), x, delimiter=",", fmt="%.6g")
-    picture = plots.features(
-        raw, out / "generated.png", frame_seconds=dataset.frame_seconds, title=title
-    )
-    return [*(file.with_suffix(".csv") for file in files), picture]
+        files = _files(out, waves, ".wav")
+        for path, wave in files.items():
+            media.write_wav(path, wave, rate)
+        picture = out / "spectrograms.png"
+        return [*files, plots.spectrograms(waves, picture, sample_rate=rate, title=title)]
+    files = _files(out, raw, ".csv")
+    for path, x in files.items():
+        np.savetxt(path, x, delimiter=",", fmt="%.6g")
+    seconds = dataset.frame_seconds
+    picture = plots.features(raw, out / "generated.png", frame_seconds=seconds, title=title)
+    return [*files, picture]
+
+
+def _files(out: Path, made: dict[str, np.ndarray], suffix: str) -> dict[Path, np.ndarray]:
+    """Sequences by the file of their name."""
+    safe = {name: "".join(c if c.isalnum() else "_" for c in name) for name in made}
+    return {out / f"{safe[name]}{suffix}": content for name, content in made.items()}
 
 
 def _raw(x: Tensor, dataset: Dataset) -> np.ndarray:
@@ -150,9 +148,5 @@ def _raw(x: Tensor, dataset: Dataset) -> np.ndarray:
     if dataset.kind == "mu-law":
         assert dataset.bits is not None
         return data.mu_law_decode(x, dataset.bits).astype("float64")
-    scale = (torch.as_tensor(dataset.std), torch.as_tensor(dataset.mean))
-    return (x * scale[0] + scale[1]).double().numpy()
-
-
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
+    mean, std = torch.as_tensor(dataset.mean), torch.as_tensor(dataset.std)
+    return (x * std + mean).double().numpy()

@@ -1,13 +1,16 @@
-"""What can be compared: named trainings, and a short notation to vary them.
+"""Rows of a comparison: named trainings, and a short notation that varies them.
 
-A row is a name, optionally followed by options: ``conditional:weight=0>30@0.5,kl=0``. A weight
-is a number, or ``start>stop@fraction``: linear over that fraction of the run, then constant.
+A row is written as a name, with options if it is to differ: ``conditional:weight=0>30@0.5,kl=0``.
+A weight is a number, or ``start>stop@fraction``: linear over that fraction of the run, then
+constant.
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from inference import Ramp
+from pyro_avrnn.cli.options import check, kind_of, option, options_of
 from pyro_avrnn.critics import CRITICS, VIEWS
 from pyro_avrnn.emissions import EMISSIONS
 from pyro_avrnn.guides import GUIDES
@@ -17,42 +20,57 @@ from pyro_avrnn.recipes import OF_DSAE, WITH_LATENTS
 
 #: a number, or (start, stop, fraction of the run)
 Weight = float | tuple[float, float, float]
+_EMISSIONS = [name for name in EMISSIONS if name != "categorical"]  # which needs its classes
 
 
 @dataclass(frozen=True)
-class Row:
-    """One training to compare; every field but the first three can be varied by an option."""
+class Training:
+    """Settings of one training; all but the first three fields are options of a row."""
 
-    label: str  # as the user wrote it
-    schedule: str  # elbo, joint, alternating; or none for the RNN
-    says: str  # one line for --help
-    view: str | None = None
-    kl: Weight = 1.0  # weight of the KL term
-    weight: Weight = 0.0  # weight of the critic's penalty
-    model: str = "vrnn"
-    z_dim: int | None = None  # sizes, where they are not the comparison's
-    h_dim: int | None = None
-    emission: str | None = None  # None: what the data ask for
-    bound: str = "elbo"  # elbo, iwae, fivo
-    particles: int = 1  # K of the bound in training
-    dropout: float = 0.0  # share of x's features hidden in training
-    activation: str = "relu"  # of all hidden layers of model and guide
-    lr: float | None = None  # Adam's, where it is not the comparison's
-    weight_decay: float | None = None  # AdamW's, likewise
-    guide: str | None = None  # parts, where they are not the model's own
-    prior: str | None = None
-    cell: str | None = None
-    prior_gradient: bool = True  # residual guide: gradient through the prior mean
-    critic: str = "feedforward"
-    constraint: str = "spectral"  # spectral, gradient_penalty, clip
-    strength: float = 10.0  # of the gradient penalty; the bound of clip
-    on: str = "z"  # where the critic is Lipschitz: z, or all it sees
-    standardise: bool = False  # codes in units of the prior's deviation
-    critic_dim: int = 64
-    critic_steps: int = 2
-    critic_lr: float = 1e-3
-    adversarial_lr: float = 5e-5  # alternating only: RMSProp of the adversarial step
-    detach_state: bool = True  # alternating only
+    label: str  # as the user wrote the row
+    schedule: str  # none (the RNN), elbo, iwae, fivo, joint or alternating
+    summary: str  # one line for --help
+    view: str | None = option(None, "what the critic sees", choices=VIEWS)
+    kl: Weight = option(1.0, "weight of the KL term: a number, or start>stop@fraction of the run")
+    weight: Weight = option(0.0, "weight of the critic's penalty, likewise")
+    model: str = option("vrnn", "model", choices=WITH_LATENTS)
+    z_dim: int | None = option(None, "Z, in place of --z-dim", "at least 1")
+    h_dim: int | None = option(None, "H, in place of --h-dim", "at least 1")
+    emission: str | None = option(
+        None, "distribution of x_t, if not the one that suits the data", choices=_EMISSIONS
+    )
+    bound: Literal["elbo", "iwae", "fivo"] = option("elbo", "bound on log p(x) that is maximised")
+    particles: int = option(1, "particles of this bound", "at least 1")
+    dropout: float = option(
+        0.0, "share of x's features hidden from recurrence and guide in training", "in [0, 1)"
+    )
+    activation: str = option(
+        "relu", "activation of all hidden layers of model and guide", choices=ACTIVATIONS
+    )
+    lr: float | None = option(None, "learning rate, in place of --lr", "more than 0")
+    weight_decay: float | None = option(
+        None, "weight decay, in place of --weight-decay", "at least 0"
+    )
+    guide: str | None = option(
+        None,
+        "guide, if not the model's own; full and factorised go with dsae",
+        choices=(*GUIDES, *OF_DSAE),
+    )
+    prior: str | None = option(None, "prior, if not the model's own", choices=PRIORS)
+    cell: str | None = option(None, "recurrent cell, if not the model's own", choices=CELLS)
+    prior_gradient: bool = option(True, "residual guide: let its gradient reach the prior")
+    critic: str = option("feedforward", "network of the critic", choices=CRITICS)
+    constraint: Literal["spectral", "gradient_penalty", "clip"] = option(
+        "spectral", "what makes the critic Lipschitz; an lstm cannot be spectral"
+    )
+    strength: float = option(10.0, "weight of gradient_penalty, or the limit of clip")
+    on: Literal["z", "all"] = option("z", "what the critic is Lipschitz in, z or all it sees")
+    standardise: bool = option(False, "scale codes by the prior's deviation")
+    critic_dim: int = option(64, "width of the critic's layers")
+    critic_steps: int = option(2, "steps of the critic per SVI step")
+    critic_lr: float = option(1e-3, "learning rate of the critic")
+    adversarial_lr: float = option(5e-5, "alternating: learning rate of the adversarial step")
+    detach_state: bool = option(True, "alternating: keep its gradient out of the state")
 
     @property
     def objective(self) -> str:
@@ -68,146 +86,100 @@ class Row:
         return bound + critic
 
 
-_ANNEALED = (0.0, 1.0, 0.5)
+def show(weight: Weight) -> str:
+    """A weight in the notation."""
+    if isinstance(weight, tuple):
+        return f"{weight[0]:g}>{weight[1]:g}@{weight[2]:g}"
+    return f"{weight:g}"
 
 
-def _on(view: str) -> str:
-    # where the two sides have paths of their own, the critic must be Lipschitz in those too
-    return "all" if view == "trajectory_redrawn" else "z"
+def ramp(weight: Weight) -> float | Ramp:
+    """A weight as an objective takes it: the number, or a ramp over the run."""
+    return Ramp(weight[0], weight[1], over=weight[2]) if isinstance(weight, tuple) else weight
 
 
-ROWS: dict[str, Row] = {
-    row.label: row
-    for row in (
-        Row("rnn", "none", "RNN without latents: does z help at all?", model="rnn"),
-        Row("elbo", "elbo", "VRNN, the ELBO from the first step"),
-        Row("elbo-annealed", "elbo", "VRNN, KL weight from 0 to 1: the row to beat", kl=_ANNEALED),
-        Row("iwae", "iwae", "VRNN, the importance-weighted bound", bound="iwae", particles=4),
-        Row("fivo", "fivo", "VRNN, the particle filter's bound", bound="fivo", particles=4),
-        Row(
-            "alternating",
-            "alternating",
-            "AVRNN, the paper's algorithms 1 and 2 to the letter",
-            view="trajectory_redrawn",
-            kl=0.0,
-            guide="residual",
-            prior_gradient=False,
-            critic="lstm",
-            constraint="clip",
-            strength=0.01,
-            critic_steps=5,
-            critic_lr=5e-5,
-        ),
-        *(
-            Row(
-                view,
-                "joint",
-                f"one objective, no KL, critic seeing the view {view}",
-                view=view,
-                kl=0.0,
-                weight=(0.0, 10.0, 0.5),
-                on=_on(view),
-            )
-            for view in VIEWS
-        ),
-        *(
-            Row(
-                f"{view}+kl",
-                "joint",
-                f"annealed KL and a critic seeing the view {view}",
-                view=view,
-                kl=_ANNEALED,
-                weight=(0.0, 1.0, 0.5),
-                on=_on(view),
-            )
-            for view in VIEWS
-        ),
-    )
+def _weight(text: str) -> Weight:
+    start, arrow, rest = text.partition(">")
+    stop, _, over = rest.partition("@")
+    return (float(start), float(stop), float(over or 1.0)) if arrow else float(start)
+
+
+_READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    bool: ("bool", lambda text: {"true": True, "false": False}[text.lower()]),
+    int: ("int", int),
+    float: ("number", float),
+    Weight: ("weight such as 0.5 or 0>1@0.5", _weight),
+    str: ("text", str),
 }
 
 
-def parse(text: str) -> Row:
-    """A row from its notation.
+def _vary(training: Training, options: str) -> Training:
+    """The training with other options, given in the notation."""
+    known, values = options_of(Training), dict[str, Any]()
+    for given in filter(None, options.split(",")):
+        key, equals, text = given.partition("=")
+        if key not in known or not equals:
+            raise ValueError(
+                f"an option of row {training.label!r} must be one of {', '.join(known)}, written "
+                f"key=value, got {given!r}"
+            )
+        wanted, reader = _READERS[kind_of(known[key])[0]]
+        try:
+            values[key] = reader(text)
+        except (KeyError, ValueError):
+            raise ValueError(f"option {key} must be of kind {wanted}, got {text!r}") from None
+        only = ("rnn",) if key == "model" and training.schedule == "none" else ()
+        check(f"option {key}", known[key], values[key], only)
+    return replace(training, **values)
+
+
+#: schedule, summary and options of a row, by its name
+_NAMED = {
+    "rnn": ("none", "RNN without latents: does z help at all?", "model=rnn"),
+    "elbo": ("elbo", "VRNN, the ELBO from the first step", ""),
+    "elbo-annealed": ("elbo", "VRNN, KL weight from 0 to 1: the row to beat", "kl=0>1@0.5"),
+    "iwae": ("iwae", "VRNN, the importance-weighted bound", "bound=iwae,particles=4"),
+    "fivo": ("fivo", "VRNN, the particle filter's bound", "bound=fivo,particles=4"),
+    "alternating": (
+        "alternating",
+        "AVRNN, the paper's algorithms 1 and 2 to the letter",
+        "view=trajectory_redrawn,kl=0,guide=residual,prior_gradient=false,critic=lstm,"
+        "constraint=clip,strength=0.01,critic_steps=5,critic_lr=5e-5",
+    ),
+}
+# where the two sides have paths of their own, the critic must be Lipschitz in these, too
+_SEES = {v: f"view={v},on={'all' if v == 'trajectory_redrawn' else 'z'}" for v in VIEWS}
+_NAMED |= {
+    v: ("joint", f"VRNN, no KL, critic of view {v}", f"{sees},kl=0,weight=0>10@0.5")
+    for v, sees in _SEES.items()
+}
+_NAMED |= {
+    f"{v}+kl": (
+        "joint",
+        f"VRNN, annealed KL, critic of view {v}",
+        f"{sees},kl=0>1@0.5,weight=0>1@0.5",
+    )
+    for v, sees in _SEES.items()
+}
+#: trainings by the name of their row
+ROWS = {
+    name: _vary(Training(name, schedule, summary), options)
+    for name, (schedule, summary, options) in _NAMED.items()
+}
+
+
+def parse(text: str) -> Training:
+    """A training from the notation of its row.
 
     Example:
         >>> parse("conditional:weight=0>30@0.5,critic=lstm").weight
         (0.0, 30.0, 0.5)
 
     Raises:
-        ValueError: an unknown row or option, listing the known ones, or a value of another kind.
+        ValueError: an unknown row or option, listing the known ones, or a value that the option
+            does not accept.
     """
     name, _, options = text.partition(":")
     if name not in ROWS:
         raise ValueError(f"a row must be one of {', '.join(ROWS)}, got {name!r}")
-    known = {f.name: f for f in fields(Row)[3:]}
-    values: dict[str, Any] = {"label": text}
-    for option in filter(None, options.split(",")):
-        key, equals, value = option.partition("=")
-        if key not in known or not equals:
-            raise ValueError(
-                f"an option of row {name!r} must be one of {', '.join(known)}, written "
-                f"key=value, got {option!r}"
-            )
-        values[key] = _value(key, known[key].type, value)
-    row = replace(ROWS[name], **values)
-    for key, allowed in (
-        ("view", [None, *VIEWS]),
-        ("model", ["rnn"] if row.schedule == "none" else [*WITH_LATENTS]),
-        ("emission", [None, *(e for e in EMISSIONS if e != "categorical")]),  # needs its classes
-        ("guide", [None, *GUIDES, *OF_DSAE]),
-        ("prior", [None, *PRIORS]),
-        ("cell", [None, *CELLS]),
-        ("critic", [*CRITICS]),
-        ("constraint", ["spectral", "gradient_penalty", "clip"]),
-        ("on", ["z", "all"]),
-        ("bound", ["elbo", "iwae", "fivo"]),
-        ("activation", [*ACTIVATIONS]),
-    ):
-        if getattr(row, key) not in allowed:
-            listed = ", ".join(str(a) for a in allowed if a)
-            raise ValueError(f"{key} must be one of {listed}, got {getattr(row, key)!r}")
-    for key, fits, wanted in (
-        ("lr", row.lr is None or row.lr > 0.0, "more than 0"),
-        ("weight_decay", row.weight_decay is None or row.weight_decay >= 0.0, "at least 0"),
-        ("particles", row.particles >= 1, "at least 1"),
-        ("z_dim", row.z_dim is None or row.z_dim >= 1, "at least 1"),
-        ("h_dim", row.h_dim is None or row.h_dim >= 1, "at least 1"),
-        ("dropout", 0.0 <= row.dropout < 1.0, "in [0, 1)"),
-    ):
-        if not fits:
-            raise ValueError(f"option {key} must be {wanted}, got {getattr(row, key):g}")
-    return row
-
-
-def schedule(weight: Weight) -> Any:
-    """What an objective takes: the number, or a ramp over the run."""
-    return Ramp(weight[0], weight[1], over=weight[2]) if isinstance(weight, tuple) else weight
-
-
-def show(weight: Weight) -> str:
-    """A weight as the notation has it."""
-    if isinstance(weight, tuple):
-        return f"{weight[0]:g}>{weight[1]:g}@{weight[2]:g}"
-    return f"{weight:g}"
-
-
-def _value(key: str, kind: Any, text: str) -> Any:
-    try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind is int or kind is float:
-            return kind(text)
-        if kind == float | None:
-            return float(text)
-        if kind == int | None:
-            return int(text)
-        if kind is Weight or kind == Weight:
-            start, arrow, rest = text.partition(">")
-            stop, _, over = rest.partition("@")
-            return (float(start), float(stop), float(over or 1.0)) if arrow else float(start)
-    except (KeyError, ValueError):
-        wanted = "weight such as 0.5 or 0>1@0.5" if kind == Weight else "number"
-        if kind in (bool, int):
-            wanted = kind.__name__
-        raise ValueError(f"option {key} must be of kind {wanted}, got {text!r}") from None
-    return text
+    return replace(_vary(ROWS[name], options), label=text)

@@ -1,15 +1,13 @@
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from pyro_avrnn import data
-from pyro_avrnn.cli.runs import row_folder, run
-
-COMPARE = sys.modules["pyro_avrnn.cli.compare"]  # its function has the same name
+from pyro_avrnn.cli import compare
+from pyro_avrnn.cli.runs import Task, run
+from pyro_avrnn.cli.settings import Comparison, Settings
 
 
 @pytest.fixture
@@ -25,17 +23,10 @@ def serial(single: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings in this process: a worker process costs seconds, and is tested once below."""
 
     def train(
-        todo: Any,
-        source: str,
-        options: dict[str, Any],
-        settings: Any,
-        out: Path,
-        jobs: int,
-        resume: bool,
+        tasks: list[Task], comparison: Comparison, settings: Settings
     ) -> Iterator[dict[str, Any]]:
-        loaded = data.load(source, **options)
-        for row, seed in todo:
-            folder = row_folder(out, row.label, seed)
-            yield run(row, seed, loaded, settings, folder, lambda steps: None, resume)
+        loaded = data.load(comparison.data, **comparison.reader_options())
+        for task in tasks:
+            yield run(task, loaded, settings, lambda steps: None, comparison.resume)
 
-    monkeypatch.setattr(COMPARE, "_train", train)
+    monkeypatch.setattr(compare, "train", train)

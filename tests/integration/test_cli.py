@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import scipy.io
 
+from inference.files import write_json
 from pyro_avrnn import data, recipes
-from pyro_avrnn.cli import main
-from pyro_avrnn.cli.rows import ROWS, parse
-from pyro_avrnn.cli.runs import Settings, build, row_folder, write_json
+from pyro_avrnn.cli import compare, main
+from pyro_avrnn.cli.options import options_of
+from pyro_avrnn.cli.parts import build
+from pyro_avrnn.cli.rows import ROWS, Training, parse
+from pyro_avrnn.cli.runs import row_folder
+from pyro_avrnn.cli.settings import Comparison, Settings
 
-# the module; the package's attribute of that name is the function
-COMPARE = sys.modules["pyro_avrnn.cli.compare"]
 TINY = ["--steps", "6", "--h-dim", "8", "--z-dim", "2", "--particles", "25", "--jobs", "1"]
 PICTURES = ("learning_curves", "critic_curves", "rate", "sequences", "posterior", "filter")
 FILES = ("results.json", "metrics.csv", "table.md", "posterior.nc") + tuple(
@@ -137,16 +139,21 @@ def test_the_same_command_gives_the_same_numbers(tmp_path: Path, serial: None) -
     assert found[0] == found[1]
 
 
-def test_without_rows_the_default_ones_are_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def understood(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Comparison, Settings]:
+    """What the command is asked to do, without doing it."""
+    asked: list[tuple[Comparison, Settings]] = []
+    monkeypatch.setattr(compare, "compare", lambda *given: asked.append(given[:2]) or 0)
+    assert main(["compare", *arguments]) == 0
+    return asked[0]
+
+
+def test_without_rows_the_default_ones_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr(
-        "pyro_avrnn.cli.compare",
-        lambda source, rows, *_, **__: asked.append([row.label for row in rows]) or 0,
-    )
-    assert main(["compare"]) == 0
-    assert main(["compare", "--schedules", "joint", "--views", "marginal"]) == 0
+    for given in ([], ["--schedules", "joint", "--views", "marginal"]):
+        comparison, _ = understood(given, monkeypatch)
+        asked.append([training.label for training in comparison.trainings()])
     assert asked[0][:4] == ["rnn", "elbo", "elbo-annealed", "alternating"]
     assert asked[0][4:] == ["conditional", "conditional+kl", "joint", "joint+kl"]
     assert asked[1] == ["rnn", "marginal", "marginal+kl"]
@@ -156,13 +163,11 @@ def test_a_segments_length_goes_to_the_reader(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[dict[str, int]] = []
-    monkeypatch.setattr(
-        "pyro_avrnn.cli.compare", lambda *_, options, **__: asked.append(options) or 0
-    )
     cases = (["rolls.mat"], ["ROLLS.MAT", "7"], ["t.zip"], [str(tmp_path), "7"], ["vowels"])
     for source, *segment in cases:
         given = ["--segment", *segment] if segment else []
-        assert main(["compare", "--data", source, *given]) == 0
+        comparison, _ = understood(["--data", source, *given], monkeypatch)
+        asked.append(comparison.reader_options())
     assert asked == [{}, {"segment": 7}, {"segment": 100}, {"segment": 7}, {}]
 
 
@@ -187,7 +192,7 @@ def test_long_series_are_cut_and_recomputed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(COMPARE.report, "write", lambda *_: None)  # tables are tested elsewhere
+    monkeypatch.setattr(compare.report, "write", lambda *_: None)  # tables are tested elsewhere
     source = small_npz(tmp_path / "waves.npz")
     base = [*TINY, "--data", str(source), "--rows", "conditional+kl", "fivo"]
     found = {}
@@ -216,18 +221,13 @@ def test_how_to_compute_goes_to_the_objective() -> None:
     settings = Settings(recompute=7, compile=True)
     for row in ("rnn", "iwae", "conditional"):
         objective = build(parse(row), data.vowels(), settings).objective
-        assert objective.options == {"segment": 7, "compile": True}
+        assert objective.options == {"recompute": 7, "compile": True}
         assert build(parse(row), data.vowels(), Settings()).objective.options == {}
 
 
 def test_flags_of_long_series_reach_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Settings] = []
-    monkeypatch.setattr(
-        "pyro_avrnn.cli.compare",
-        lambda source, rows, seeds, settings, *_, **__: asked.append(settings) or 0,
-    )
-    assert main(["compare"]) == 0
-    assert main(["compare", "--truncate", "5", "--recompute", "6", "--compile"]) == 0
+    cases = ([], ["--truncate", "5", "--recompute", "6", "--compile"])
+    asked = [understood(given, monkeypatch)[1] for given in cases]
     assert [(s.truncate, s.recompute, s.compile) for s in asked] == [
         (None, None, False),
         (5, 6, True),
@@ -257,7 +257,7 @@ def test_piano_rolls(tmp_path: Path, serial: None, capsys: pytest.CaptureFixture
     (row,) = read(out)
     assert row["sequences"] == 2 and row["frames"] == 4 + 5  # the test pieces stay whole
     assert main([*short, "0"]) == 2
-    assert "segment must be at least 1 step, got 0" in capsys.readouterr().err
+    assert "segment must be at least 1" in capsys.readouterr().err
 
 
 def test_timit(tmp_path: Path, serial: None, data_folder: Path) -> None:
@@ -331,20 +331,20 @@ def mistakes(folder: Path) -> None:
         ("missing.npz", "does not exist"),
         ("truncated.npz", "damaged, cut short or of another format"),
         ("empty.npz", "is an empty file"),
-        ("text.npz", "is not a .npz archive"),
+        ("text.npz", ".npz archive"),
         ("table.csv", "neither a known name or extension nor a folder"),
         ("text.mat", "cannot be read as a MATLAB 5 file"),
         ("text.zip", "cannot be read as a .zip archive"),
-        ("no_audio.zip", "holds no TIMIT audio"),
-        ("no_audio", "holds no TIMIT audio"),
+        ("no_audio.zip", "no recordings"),
+        ("no_audio", "no recordings"),
         ("rank.npz", r"x must have shape \(N, T, X\) or \(frames, X\), got \(3,\)"),
-        ("other.npz", "has no array 'x'; found y"),
+        ("other.npz", "no array 'x'; found y"),
         ("none.npz", "at least 3 sequences"),
         ("two.npz", "at least 3 sequences"),
         ("words.npz", "must hold real numbers"),
         ("lengths.npz", "lengths must be 12 numbers of at most 6"),
         ("objects.npz", "object array, which is refused"),
-        ("nan.npz", r"train: sequence 4 \('x\[4\]'\) has a NaN or an infinity in frame 2"),
+        ("nan.npz", r"sequence 4 \('x\[4\]'\) has a NaN or an infinity in frame 2"),
         ("constant.npz", r"dimension 1 \(counted from 0\) constant over the training frames"),
     ],
 )
@@ -404,6 +404,9 @@ def test_bad_data_is_one_sentence(
         (["--rows", "elbo:bound=elbow"], "bound must be one of elbo, iwae, fivo, got 'elbow'"),
         (["--truncate", "0"], "--truncate must be at least 1, got 0"),
         (["--recompute", "-2"], "--recompute must be at least 1, got -2"),
+        (["--validate-every", "0"], "--validate-every must be at least 1, got 0"),
+        (["--patience", "0"], "--patience must be at least 1, got 0"),
+        (["--first-seed", "-1"], "--first-seed must be at least 0, got -1"),
     ],
 )
 def test_bad_arguments_are_one_sentence(
@@ -425,9 +428,6 @@ def test_bad_arguments_are_one_sentence(
         (["--rows", "joint:critic=lstm"], "spectral normalisation does not bound an LSTM critic"),
         (["--rows", "elbo:kl=0>1@2"], r"over must be a fraction of the run in \(0, 1\], got 2"),
         (["--rows", "joint:critic_steps=-1"], "critic_steps must not be negative, got -1"),
-        (["--rows", "rnn", "--validate-every", "0"], "validate_every must be at least 1, got 0"),
-        (["--rows", "rnn", "--patience", "0"], "patience must be at least 1, got 0"),
-        (["--rows", "rnn", "--first-seed", "-1"], "seed must be 0 or larger, got -1"),
         (
             ["--schedules", "joint", "alternating", "--truncate", "3"],
             "row 'alternating' cannot be truncated, .*; leave it out, as --schedules elbo joint",
@@ -481,6 +481,12 @@ def test_resuming_on_a_foreign_results_file_is_one_sentence(
     assert (out / "results.json").read_text() == content
 
 
+def test_a_finished_training_is_named_in_the_bar() -> None:
+    row = {"row": "elbo", "seed": 3}
+    assert compare.summary({**row, "iwae_per_frame": None}) == "elbo seed 3: stopped"
+    assert compare.summary({**row, "iwae_per_frame": -1.23456}) == "elbo seed 3: -1.235"
+
+
 def test_an_interrupt_says_what_is_kept_and_how_to_go_on(
     tmp_path: Path,
     single: None,
@@ -491,7 +497,7 @@ def test_an_interrupt_says_what_is_kept_and_how_to_go_on(
         raise KeyboardInterrupt
         yield {}
 
-    monkeypatch.setattr(COMPARE, "_train", interrupted)
+    monkeypatch.setattr(compare, "train", interrupted)
     source = small_npz(tmp_path / "waves.npz")
     base = [*TINY, "--data", str(source), "--out", str(tmp_path / "out")]
     assert main(["compare", *base]) == 130
@@ -513,9 +519,11 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert stop.value.code == 0
     for name, row in ROWS.items():
-        assert re.search(rf"^  {re.escape(name)} +{re.escape(row.says)}$", said, re.MULTILINE)
+        assert re.search(rf"^  {re.escape(name)} +{re.escape(row.summary)}$", said, re.MULTILINE)
     for option in ("--data", "--rows", "--seeds", "--steps", "--out", "--resume", "--jobs"):
         assert option in said
+    for option in options_of(Training):
+        assert len(re.findall(rf"^  {option} +\w", said, re.MULTILINE)) == 1, option
     for example in re.findall(r"^  (avrnn .*?)(?:  |$)", said, re.MULTILINE):
         assert example.startswith("avrnn compare")
     assert "examples:" in said and "options of a row" in said

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +12,13 @@ import pytest
 import scipy.io
 import torch
 
-from pyro_avrnn import data
-from pyro_avrnn.cli import main
+from pyro_avrnn import data, recipes
+from pyro_avrnn.cli import compare, main
 from pyro_avrnn.cli.rows import parse
-from pyro_avrnn.cli.runs import Settings, row_folder, run
+from pyro_avrnn.cli.runs import Task, row_folder, run
+from pyro_avrnn.cli.settings import Comparison, Settings
 from pyro_avrnn.data import Dataset
 
-# the module; the package's attribute of that name is the function
-COMPARE = sys.modules["pyro_avrnn.cli.compare"]
 SETTINGS: dict[str, Any] = {"steps": 9, "validate_every": 3, "h_dim": 8, "z_dim": 2}
 SETTINGS |= {"num_particles": 25, "batch_size": 4}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
@@ -69,7 +67,8 @@ def trained(
 ) -> tuple[dict[str, Any], list[int]]:
     """A row's result, and the steps announced."""
     progress, settings = Progress(interrupt_at), Settings(**SETTINGS | changes)
-    return run(parse(text), seed, waves, settings, folder, progress, resume), progress.announced
+    task = Task(parse(text), seed, folder)
+    return run(task, waves, settings, progress, resume), progress.announced
 
 
 def without_time(result: dict[str, Any]) -> dict[str, Any]:
@@ -79,16 +78,20 @@ def without_time(result: dict[str, Any]) -> dict[str, Any]:
 
 def same_files(a: Path, b: Path) -> bool:
     """Metrics and parameters, bit for bit."""
-    parts = [torch.load(folder / "parameters.pt", weights_only=True) for folder in (a, b)]
-    tensors = [
-        {f"{part}.{name}": value for part in content for name, value in content[part].items()}
-        for content in ({k: v for k, v in p.items() if k != "recipe"} for p in parts)
-    ]
+    recipe, other = (recipes.load(folder / "parameters.pt") for folder in (a, b))
+    tensors, others = (
+        [
+            value
+            for part in (r.model, r.guide, r.critic)
+            if part is not None
+            for value in part.state_dict().values()
+        ]
+        for r in (recipe, other)
+    )
     return (
         (a / "metrics.csv").read_text() == (b / "metrics.csv").read_text()
-        and parts[0]["recipe"] == parts[1]["recipe"]
-        and tensors[0].keys() == tensors[1].keys()
-        and all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+        and recipe.config == other.config
+        and all(map(torch.equal, tensors, others))
     )
 
 
@@ -168,17 +171,16 @@ def serial(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     interrupt: list[int | None] = [None]
 
     def train(
-        todo: Any, source: str, options: dict[str, Any], settings: Settings, out: Path, *rest: Any
+        tasks: list[Task], comparison: Comparison, settings: Settings
     ) -> Iterator[dict[str, Any]]:
-        progress, loaded = Progress(interrupt[0]), data.load(source, **options)
-        _, resume = rest
-        for row, seed in todo:
-            folder = row_folder(out, row.label, seed)
-            yield run(row, seed, loaded, settings, folder, progress, resume)
+        progress = Progress(interrupt[0])
+        loaded = data.load(comparison.data, **comparison.reader_options())
+        for task in tasks:
+            yield run(task, loaded, settings, progress, comparison.resume)
 
-    monkeypatch.setattr(COMPARE, "_train", train)
+    monkeypatch.setattr(compare, "train", train)
     # tables and pictures are tested elsewhere
-    monkeypatch.setattr(COMPARE.report, "write", lambda *_: None)
+    monkeypatch.setattr(compare.report, "write", lambda *_: None)
 
     def at(step: int | None) -> None:
         interrupt[0] = step

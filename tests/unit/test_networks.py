@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from inference.protocols import at_least
 from pyro_avrnn import recipes
-from pyro_avrnn.cli.compare import _shown
 from pyro_avrnn.networks import ACTIVATIONS, CELLS, DIRECTIONS, MLP, Cell, RecurrentEncoder
 from pyro_avrnn.shapes import agree, broadcast_cat, width
 from tests.unit.table import H, X, Z, assert_close, prefix_mask
@@ -50,12 +49,6 @@ def test_an_unknown_activation_is_refused_and_a_known_one_kept(tmp_path: Path) -
         torch.manual_seed(1)
         densities.append(made.model.rollout(made.guide, x).log_weight)
     assert torch.equal(*densities)
-
-
-def test_a_training_without_a_number_has_a_word_in_the_bar() -> None:
-    row = {"row": "elbo", "seed": 3}
-    assert _shown({**row, "iwae_per_frame": None}) == "elbo seed 3: stopped"
-    assert _shown({**row, "iwae_per_frame": -1.23456}) == "elbo seed 3: -1.235"
 
 
 def test_parts_that_agree_and_parts_that_do_not_say() -> None:

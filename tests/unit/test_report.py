@@ -90,7 +90,7 @@ def test_pictures_are_drawn_in_evaluation_mode(
     recipes.save(recipes.vrnn(12, 2, 4, dropout=0.5), folder / "parameters.pt")
     monkeypatch.setattr(report, "to_arviz", stop)
     with pytest.raises(_Seen) as seen:
-        report.look(tmp_path, result("elbo:dropout=0.5"), data.vowels())
+        report.illustrate(tmp_path, result("elbo:dropout=0.5"), data.vowels())
     assert seen.value.args == (False, False)
 
 

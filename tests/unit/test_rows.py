@@ -1,11 +1,12 @@
-"""Rows of a comparison: their notation, and what they say of their objective."""
+"""Rows of a comparison: their notation, their objective, and the parts built from them."""
 
 import pytest
 
 from inference import ELBO, FIVO, IWAE
 from pyro_avrnn import data
+from pyro_avrnn.cli.parts import build
 from pyro_avrnn.cli.rows import parse
-from pyro_avrnn.cli.runs import Settings, build
+from pyro_avrnn.cli.settings import Settings
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""The parts of one training: model, guide and critic, objective, and hooks between SVI steps."""
+
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+
+from inference import ELBO, FIVO, IWAE, Adversarial, Alternating
+from inference.divergences import clip, gradient_penalty, spectral, wasserstein
+from inference.objectives import Objective
+from inference.protocols import Hook
+from pyro_avrnn import recipes
+from pyro_avrnn.cli.rows import Training, ramp
+from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.data import Dataset
+
+BOUNDS: dict[str, type[Objective]] = {"elbo": ELBO, "iwae": IWAE, "fivo": FIVO}
+
+
+class Parts(NamedTuple):
+    """What the SVI of a training needs."""
+
+    recipe: recipes.Recipe  # model, guide, critic
+    optimiser: PyroOptim
+    objective: Objective
+    hooks: list[Hook]
+    adversarial: Adversarial | None
+
+
+def build(training: Training, data: Dataset, settings: Settings) -> Parts:
+    """Build the parts of a training, drawing parameters from torch's global state.
+
+    Raises:
+        ValueError, NotImplementedError: parts that do not go together.
+    """
+    if settings.truncate is not None and training.schedule == "alternating":
+        raise NotImplementedError(
+            f"row {training.label!r} cannot be truncated, as its adversarial step starts from the "
+            "model's own initial state; leave it out, as --schedules elbo joint does, or use a "
+            "joint row"
+        )
+    arguments = _recipe_arguments(training, data, settings)
+    adversarial, hooks, penalties = None, list[Hook](), list[Adversarial]()
+    if training.view is None:
+        recipe = recipes.RECIPES[training.model](**arguments)
+    else:
+        recipe = _with_critic(training, training.view, arguments)
+        adversarial = _adversarial(training, recipe)
+        if training.schedule == "joint":
+            hooks, penalties = [adversarial.update], [adversarial]
+        else:
+            hooks = [_alternating(training, recipe, adversarial).update]
+    objective = BOUNDS[training.bound](
+        num_particles=training.particles,
+        kl_weight=ramp(training.kl),
+        penalties=penalties,
+        recompute=settings.recompute,
+        compile=settings.compile,
+    )
+    return Parts(recipe, _optimiser(training, settings), objective, hooks, adversarial)
+
+
+def _recipe_arguments(training: Training, data: Dataset, settings: Settings) -> dict[str, Any]:
+    """What the recipe of the model takes."""
+    own, suited = recipes.OWN[training.model], data.emission
+    emission = training.emission or suited["emission"]
+    if data.kind == "mu-law" and emission != "logistic":
+        raise ValueError(
+            f"mu-law levels are scored by emission=logistic, got {emission!r}, whose densities "
+            "are no bits"
+        )
+    arguments: dict[str, Any] = {
+        "x_dim": data.x_dim,
+        "h_dim": training.h_dim or settings.h_dim,
+        "min_scale": settings.min_scale,
+        "dropout": training.dropout,
+        "activation": training.activation,
+        **(suited if emission == suited["emission"] else {"emission": emission}),
+    }
+    if training.schedule != "none":
+        arguments["z_dim"] = training.z_dim or settings.z_dim
+        arguments["prior_gradient"] = training.prior_gradient
+    for part in ("guide", "prior", "cell"):
+        chosen = getattr(training, part)
+        if part in own:
+            arguments[part] = chosen or own[part]
+        elif chosen is not None:
+            raise ValueError(f"{part} is no part of the model {training.model!r}, got {chosen!r}")
+    return arguments
+
+
+def _optimiser(training: Training, settings: Settings) -> PyroOptim:
+    lr = settings.lr if training.lr is None else training.lr
+    decay = settings.weight_decay if training.weight_decay is None else training.weight_decay
+    if decay:
+        return pyro.optim.AdamW({"lr": lr, "weight_decay": decay})
+    return pyro.optim.Adam({"lr": lr})
+
+
+def _with_critic(training: Training, view: str, arguments: dict[str, Any]) -> recipes.Recipe:
+    normalised = training.constraint == "spectral"
+    return recipes.avrnn(
+        **arguments,
+        base=training.model,
+        view=view,
+        critic=training.critic,
+        critic_dim=training.critic_dim,
+        critic_activation="groupsort" if normalised else "relu",
+        lipschitz=training.on if normalised else None,
+    )
+
+
+def _adversarial(training: Training, recipe: recipes.Recipe) -> Adversarial:
+    """The critic of a recipe as a penalty, with its constraint and its optimiser."""
+    assert recipe.critic is not None
+    constraint = {
+        "spectral": spectral,
+        "gradient_penalty": lambda: gradient_penalty(training.strength, on=training.on),
+        "clip": lambda: clip(training.strength),
+    }[training.constraint]()
+    parameters, lr = list(recipe.critic.parameters()), training.critic_lr
+    optim: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.9))
+    if training.constraint == "clip":
+        optim = torch.optim.RMSprop(parameters, lr=lr)
+    return Adversarial(
+        recipe.critic,
+        divergence=wasserstein(constraint),
+        optim=optim,
+        critic_steps=training.critic_steps,
+        weight=ramp(training.weight),
+        standardise=training.standardise,
+    )
+
+
+def _alternating(
+    training: Training, recipe: recipes.Recipe, adversarial: Adversarial
+) -> Alternating:
+    return Alternating(
+        adversarial,
+        recipe.model.prior.parameters(),  # type: ignore[union-attr]
+        recipe.guide.parameters(),
+        lr=training.adversarial_lr,
+        detach_state=training.detach_state,
+    )
