@@ -30,7 +30,7 @@ from inference.divergences import (
     wasserstein2,
 )
 from inference.modes import evaluating
-from inference.protocols import Stepwise
+from inference.protocols import Program, Stepwise, StepwiseGuide
 from inference.schedules import Schedule
 from inference.traces import step_densities
 
@@ -152,7 +152,7 @@ class Adversarial:
         return self.divergence.penalty(*scores)
 
     def update(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, start: Any = None
+        self, model: Program, guide: Program, *args: Any, start: Any = None
     ) -> dict[str, float]:
         """Take ``critic_steps`` critic steps, with model and guide as constants.
 
@@ -250,7 +250,7 @@ class Alternating:
         self.parameters = parameters
         self.optim = torch.optim.RMSprop(parameters, lr=lr)
 
-    def update(self, model: Any, guide: Any, *args: Any) -> dict[str, float]:
+    def update(self, model: Program, guide: Program, *args: Any) -> dict[str, float]:
         """Run algorithm 2 for one batch; leave no gradient on model or guide."""
         with torch.no_grad():
             densities = step_densities(model, guide, *args)
@@ -261,12 +261,12 @@ class Alternating:
             )
         metrics = self.adversarial.improve(densities)
         if self.detach_state:
-            if not isinstance(model, Stepwise) or densities.states is None:
+            states, c = densities.states, densities.c
+            if not (isinstance(model, Stepwise) and isinstance(guide, StepwiseGuide)) or c is None:
                 raise NotImplementedError(
                     "detach_state=True needs a model and guide with the stepwise functions "
                     "(transition, proposal); use detach_state=False"
                 )
-            states, c = densities.states, densities.c
             densities = densities._replace(prior=model.transition(states))
             loss = self.adversarial.penalty(densities, _draw(guide.proposal(states, c)))
         else:

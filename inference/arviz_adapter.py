@@ -14,8 +14,9 @@ from pyro.infer import Predictive
 from torch import Tensor
 
 from inference.densities import StepDensities
+from inference.protocols import Program
 from inference.random import seeded
-from inference.traces import Program, step_densities, time_index
+from inference.traces import step_densities, time_index
 
 _DIMS = {
     "z": ["time", "latent"],

@@ -1,7 +1,6 @@
 """Batches of a run: repeated, cut into windows along T, found again after a restart."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -143,29 +142,22 @@ def _window(batch: tuple[Any, ...], begin: int, end: int) -> tuple[Any, ...]:
     return tuple(part if part is None else part[:, begin:end] for part in batch)
 
 
-def portions(
-    x: Tensor, mask: Tensor, size: int
-) -> Iterator[tuple[Tensor, Tensor, AbstractContextManager[None]]]:
-    """Take ``size`` sequences at a time, without steps that none of them has.
+def by_portions(
+    score: Callable[[Tensor, Tensor], dict[str, Tensor]], x: Tensor, mask: Tensor, size: int
+) -> dict[str, Tensor]:
+    """Call ``score(x, mask)`` for ``size`` sequences at a time; join its columns ``(B, ...)``.
 
-    Args:
-        x: ``(B, T, X)``.
-        mask: ``(B, T)`` bool, a prefix.
-        size: of a portion.
+    Steps that no sequence of a portion has are cut off, all but the first.
 
-    Returns:
-        x and mask of each portion, at least one step long, and a context in which errors count
-        sequences from the first of all.
+    Raises:
+        DegenerateWeightsError: as ``score`` does, with sequences counted from the first of all.
     """
+    pieces = []
     for first in range(0, len(x), size):
-        masks = mask[first : first + size]
-        longest = max(int(masks.sum(dim=1).max()), 1)
-        yield x[first : first + size, :longest], masks[:, :longest], _counting_from(first)
-
-
-@contextmanager
-def _counting_from(first: int) -> Iterator[None]:
-    try:
-        yield
-    except DegenerateWeightsError as error:
-        raise DegenerateWeightsError(error.step, error.sequence + first, error.total) from None
+        part = slice(first, first + size)
+        longest = max(int(mask[part].sum(dim=1).max()), 1)
+        try:
+            pieces.append(score(x[part, :longest], mask[part, :longest]))
+        except DegenerateWeightsError as error:
+            raise DegenerateWeightsError(error.step, error.sequence + first, error.total) from None
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -22,11 +22,11 @@ from pyro import poutine
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.densities import check_mask
+from inference.densities import check_mask, require_steps
 from inference.modes import evaluating
-from inference.protocols import at_least
+from inference.protocols import Program, at_least
 from inference.random import seeded
-from inference.traces import Columns, Program, require_steps, sample_sites, step_densities
+from inference.traces import Columns, sample_sites, step_densities
 
 #: (z ``(T, K, B, Z)``, x ``(B, T, X)``, mask ``(B, T)``) -> named numbers ``(K, B)``
 Quantities = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]

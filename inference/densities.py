@@ -67,6 +67,16 @@ def check_mask(mask: Any, shape: tuple[int, ...] | None = None) -> Tensor:
     return mask
 
 
+def require_steps(mask: Tensor) -> None:
+    """Raise a ValueError if a mask ``(B, T)`` observes no step of some sequence."""
+    empty = ~mask.any(dim=1)
+    if bool(empty.any()):
+        raise ValueError(
+            "mask must observe a step of every sequence, but sequence "
+            f"{int(empty.nonzero()[0])} (counted from 0) has none; leave it out"
+        )
+
+
 def select_particles(state: Any, parents: Tensor) -> Any:
     """Take the particles ``parents`` ``(K, B)`` of every tensor ``(K, B, ...)`` of a state."""
     particles, size = parents.shape

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from inference.adversarial import Adversarial
+from inference.batches import by_portions
 from inference.bounds import analytic_kl, elbo, per_sequence, rate, reconstruction
 from inference.densities import StepDensities
 from inference.divergences import normal_parameters, wasserstein2
 from inference.information import rate_split
 from inference.modes import evaluating
 from inference.particles import particle_filter
-from inference.protocols import at_least
+from inference.protocols import Program, at_least
 from inference.random import seeded
 from inference.resampling import Criterion, Resampler
-from inference.traces import Program, by_portions, step_densities
+from inference.traces import step_densities
 from inference.weights import effective_sample_size, log_mean_exp, pareto_k, require_usable
 
 _FRAMES_AT_ONCE = 80_000  # frames times particles: under half a GiB at 88 features, 32 units

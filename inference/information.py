@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inference.divergences import normal_parameters
+from inference.protocols import Program
 from inference.random import seeded
-from inference.traces import Program, step_densities
+from inference.traces import step_densities
 
 
 class RateSplit(NamedTuple):

@@ -5,7 +5,7 @@ over the batch as Pyro's own losses are. The estimates themselves are functions 
 :mod:`inference.bounds`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from inference.bounds import analytic_kl, elbo, fivo, iwae, rate, reconstruction, tempered
 from inference.densities import StepDensities, select_particles
 from inference.gradients import ancestor_score, doubly_reparameterised
-from inference.protocols import HasRollout, Penalty, at_least, require_stepwise
+from inference.protocols import HasRollout, Penalty, Program, at_least, require_stepwise
 from inference.resampling import (
     CRITERIA,
     RESAMPLERS,
@@ -81,8 +81,8 @@ class Objective:
 
     def __call__(
         self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
+        model: Program,
+        guide: Program,
         *args: Any,
         start: Any = None,
         carry: bool = False,
@@ -109,7 +109,7 @@ class Objective:
             self.clock.calls += 1
         return loss
 
-    def draw(self, model: Any, guide: Any, *args: Any, **given: Any) -> StepDensities:
+    def draw(self, model: Program, guide: Program, *args: Any, **given: Any) -> StepDensities:
         """Densities of every step, ``(T, K, B)``, latents drawn from the guide."""
         given = {"num_particles": self.num_particles, **self.options, **given}
         return step_densities(model, guide, *args, **given)
@@ -301,7 +301,7 @@ class FIVO(Objective):
                 "marginal, conditional or joint, or IWAE"
             )
 
-    def draw(self, model: Any, guide: Any, *args: Any, **given: Any) -> StepDensities:
+    def draw(self, model: Program, guide: Program, *args: Any, **given: Any) -> StepDensities:
         """Densities of every step, ``(T, K, B)``, particles as they were before resampling.
 
         Raises:

@@ -19,10 +19,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.distributions import Distribution
 
+from inference.batches import by_portions
+from inference.densities import require_steps
 from inference.modes import evaluating
-from inference.protocols import at_least
+from inference.protocols import Program, at_least
 from inference.random import seeded
-from inference.traces import Program, by_portions, require_steps, step_densities
+from inference.traces import step_densities
 
 Values = Tensor | ArrayLike  #: codes or labels, as a tensor or anything numpy takes
 

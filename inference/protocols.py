@@ -8,6 +8,8 @@ from torch.distributions import Distribution
 
 from inference.densities import StepDensities
 
+Program = Callable[..., Any]  #: a Pyro model or guide, a function or a module
+
 
 @runtime_checkable
 class HasRollout(Protocol):

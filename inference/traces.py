@@ -12,10 +12,8 @@ from torch.distributions import Distribution, Independent, Normal
 
 from inference.densities import StepDensities
 from inference.divergences import normal_parameters
-from inference.protocols import HasRollout
-from inference.weights import DegenerateWeightsError
+from inference.protocols import HasRollout, Program
 
-Program = Callable[..., Any]  #: a Pyro model or guide, a function or a module
 Sites = dict[str, dict[str, Any]]  #: sites of a trace by name
 
 _TIME = re.compile(r"_(\d+)$")
@@ -45,37 +43,6 @@ def step_densities(
             f"{', '.join(options)} needs a model with a rollout; a program that is traced has none"
         )
     return _traced(model, guide, args, num_particles)
-
-
-def by_portions(
-    score: Callable[[Tensor, Tensor], dict[str, Tensor]], x: Tensor, mask: Tensor, size: int
-) -> dict[str, Tensor]:
-    """Call ``score(x, mask)`` for ``size`` sequences at a time; join its columns ``(B, ...)``.
-
-    Steps that no sequence of a portion has are cut off, all but the first.
-
-    Raises:
-        DegenerateWeightsError: as ``score`` does, with sequences counted from the first of all.
-    """
-    pieces = []
-    for first in range(0, len(x), size):
-        part = slice(first, first + size)
-        longest = max(int(mask[part].sum(dim=1).max()), 1)
-        try:
-            pieces.append(score(x[part, :longest], mask[part, :longest]))
-        except DegenerateWeightsError as error:
-            raise DegenerateWeightsError(error.step, error.sequence + first, error.total) from None
-    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def require_steps(mask: Tensor) -> None:
-    """Raise a ValueError if a mask ``(B, T)`` observes no step of some sequence."""
-    empty = ~mask.any(dim=1)
-    if bool(empty.any()):
-        raise ValueError(
-            "mask must observe a step of every sequence, but sequence "
-            f"{int(empty.nonzero()[0])} (counted from 0) has none; leave it out"
-        )
 
 
 def time_index(name: str) -> int:

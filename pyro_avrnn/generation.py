@@ -11,6 +11,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
+from inference.densities import require_steps
 from inference.modes import evaluating
 from inference.protocols import at_least
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
@@ -202,13 +203,7 @@ def _with_steps(model: SequenceModel, x: Tensor, mask: Tensor | None) -> tuple[T
     if x is None:
         raise ValueError("x (B, T, X) is needed; generate makes sequences without data")
     x, mask_ = model.check(x, mask)
-    empty = ~mask_.any(dim=1)
-    if bool(empty.any()):
-        raise ValueError(
-            "mask must observe a step of every sequence, got none of sequence "
-            f"{int(empty.nonzero()[0])} (counted from 0); leave it out, or use generate, which "
-            "needs no data"
-        )
+    require_steps(mask_)
     return x, mask_
 
 
