@@ -46,7 +46,7 @@ def check_mask(mask: Any, shape: tuple[int, ...] | None = None) -> Tensor:
 
     Args:
         mask: to be ``(B, T)`` bool, True for the steps a sequence has, False after its end.
-        shape: the (B, T) of the data; None where the mask says what they are.
+        shape: the (B, T) of the data; None where the mask decides.
 
     Raises:
         ValueError: another shape, or a mask with a hole.

@@ -3,7 +3,7 @@
 All Pyro sites of the library are stated in this file, once. Sites are ``z_1 .. z_T`` and
 ``x_1 .. x_T`` inside the plate ``sequences`` (dimension -1), t counted from 1 as in the papers.
 
-A model whose steps share a latent f says its size, ``f_dim``, and writes two functions more:
+A model whose steps share a latent f states its size, ``f_dim``, and writes two more functions:
 ``prior_f``, and ``condition``, which puts f into the state; its guide writes ``proposal_f``. The
 site ``f`` comes before the loop; its densities are counted with step 1.
 """
@@ -36,8 +36,8 @@ class SequenceModel(nn.Module, ABC):
         x_dim: X, size of an observation.
         z_dim: Z, size of a latent; 0 for a model without latents.
         f_dim: F, size of a latent that all steps share; 0 for a model without one.
-        decoder: the network of the emission, if it has one: says which data it can score.
-        encode_x: the network that reads x, if it has one: must read X features.
+        decoder: the network of the emission, if any; its support decides which data can be scored.
+        encode_x: the network that reads x, if any; it must read X features.
     """
 
     support: constraints.Constraint = constraints.real

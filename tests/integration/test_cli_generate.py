@@ -86,7 +86,7 @@ def test_speech_is_sound_in_its_own_units(tmp_path: Path, more: list[str]) -> No
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """An .npz of one's own, and the folder of a comparison on it."""
+    """A user's .npz, and the folder of a comparison on it."""
     folder = tmp_path_factory.mktemp("own")
     x = np.random.default_rng(0).normal(5.0, 2.0, size=(20, 9, 3)).astype("float32")
     np.savez(folder / "own.npz", x=x)

@@ -51,7 +51,7 @@ FEW = (
 
 
 class Decay(Cell):
-    """A cell of one's own: a leaky memory, ``m = m / 2 + tanh(W input)``."""
+    """A user's cell: a leaky memory, ``m = m / 2 + tanh(W input)``."""
 
     def __init__(self, in_dim: int, h_dim: int) -> None:
         super().__init__(in_dim, h_dim)

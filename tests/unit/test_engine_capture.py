@@ -46,7 +46,7 @@ B = 2
 
 
 def own(model: type[VRNN] = VRNN, guide: Any = "filtering", **parts: Any) -> Recipe:
-    """A VRNN with the functions of a class of one's own."""
+    """A VRNN with the functions of a user's class."""
     pyro.clear_param_store()
     recipe = build("vrnn", guide=guide, **parts)
     recipe.model.__class__ = model
@@ -196,7 +196,7 @@ UNCAPTURED: dict[str, tuple[Callable[[], Recipe], str]] = {
     "a branch that depends on the data": (lambda: own(guide=Branching), "data-dependent"),
     "a number read out of a tensor": (lambda: own(guide=Reading), "reads a number"),
     "draws that depend on the state": (lambda: own(Noisy), "draws what depends on the step"),
-    "a backward pass of one's own": (lambda: own(Adversarial), "other values or gradients"),
+    "a user's backward pass": (lambda: own(Adversarial), "other values or gradients"),
     "a hook on a tensor": (lambda: own(Hooked), "other values or gradients"),
 }
 
@@ -274,7 +274,7 @@ def test_spectral_normalisation_iterates_as_often_as_in_the_loop() -> None:
     assert_all_close(found[1], found[0])
 
 
-# ---- steps of one's own that are captured ----
+# ---- a user's steps that are captured ----
 
 
 class InPlace(VRNN):
