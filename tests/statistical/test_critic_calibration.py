@@ -8,7 +8,6 @@ Scores are of held-out draws. Run pytest with ``-rP`` to read the numbers.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import pyro.distributions as dist
 import pytest
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.adversarial import Adversarial, View
+from inference.densities import StepDensities
 from inference.divergences import (
     Codes,
     Constraint,
@@ -30,42 +30,34 @@ WIDTH, BATCH, HELD_OUT = 32, 256, 100_000
 NO_CONSTRAINT = Constraint("none", lambda critic: None, lambda *_: 0.0, lambda critic: None)
 
 
-class Pairs(NamedTuple):
-    """What a critic needs of step densities, T = K = 1, float32."""
-
-    z: Tensor  # (1, 1, B, Z)
-    h: Tensor  # (1, 1, B, 1)
-    x: Tensor
-    mask: Tensor  # (1, 1, B)
-    prior: dist.Distribution
-    proposal: dist.Distribution
-
-
-def pairs(prior: Tensor, proposal: Tensor, h: Tensor) -> Pairs:
+def pairs(prior: Tensor, proposal: Tensor, h: Tensor) -> StepDensities:
     """Unit normals with these means."""
     p, q = (dist.Normal(loc, torch.ones_like(loc)).to_event(1) for loc in (prior, proposal))
     mask = torch.ones(h.shape[:-1], dtype=torch.bool)
-    return Pairs(q.sample(), h, torch.zeros_like(h), mask, p, q)
+    zero = torch.zeros_like(h)
+    terms = {name: zero[..., 0] for name in ("log_prior", "log_emission", "log_proposal")}
+    drawn = {"z": q.sample(), "h": h, "x": zero, "mask": mask}
+    return StepDensities(**drawn, **terms, prior=p, emission=None, proposal=q)
 
 
-def shift(size: int) -> Pairs:
+def shift(size: int) -> StepDensities:
     zeros = torch.zeros(1, 1, size, 16, dtype=torch.float32)
     return pairs(zeros, zeros + 0.25, zeros[..., :1])
 
 
-def flip(size: int) -> Pairs:
+def flip(size: int) -> StepDensities:
     h = 2.0 * torch.randint(2, (1, 1, size, 1)).to(torch.float32) - 1.0
     return pairs(h, -h, h)
 
 
-def without_h(densities: Pairs, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
+def without_h(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
     """Planted fault: a conditional view whose context says nothing."""
     nothing = torch.zeros_like(densities.h)
     return Codes(prior, nothing), Codes(posterior, nothing)
 
 
 def trained(
-    case: Callable[[int], Pairs],
+    case: Callable[[int], StepDensities],
     view: str | View,
     constraint: Constraint,
     *,

@@ -391,7 +391,7 @@ def test_f_for_a_model_without_one() -> None:
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"num_continuations": 0}, "num_continuations must be at least 1, got 0"),
         ({"num_particles": -1}, "num_particles must be at least 1, got -1"),
-        ({"mask": prefix_mask((3, 0))}, "a step of every sequence, got none of sequence 1"),
+        ({"mask": prefix_mask((3, 0))}, "a step of every sequence, but sequence 1"),
         ({"x": np.zeros((2, 0, X))}, "at least one sequence and one step"),
         ({"x": None}, "x .* is needed; generate"),
         ({"x": np.full((2, 3, X), np.nan)}, "x must hold finite real numbers"),
@@ -422,5 +422,5 @@ def test_bad_orders(order: Any) -> None:
 
 def test_a_swap_needs_a_step_of_every_sequence() -> None:
     r = recipes.dsae(X, Z, H, F)
-    with pytest.raises(ValueError, match="a step of every sequence, got none of sequence 0"):
+    with pytest.raises(ValueError, match="a step of every sequence, but sequence 0"):
         swap_f(r.model, r.guide, torch.zeros(2, 3, X), [1, 0], prefix_mask((0, 3)))
