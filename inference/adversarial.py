@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from inference.bounds import analytic_kl
-from inference.densities import StepDensities
+from inference.densities import StepDensities, check_batch
 from inference.divergences import (
     Codes,
     Divergence,
@@ -87,7 +87,8 @@ class Adversarial:
         divergence: ``wasserstein(...)``.
         optim: a torch optimiser over the critic's parameters alone; Adam(1e-3, (0.5, 0.9)) if
             None.
-        critic_steps: critic updates per SVI step; each redraws the codes on one rollout's states.
+        critic_steps: critic updates per SVI step; each redraws the codes on one rollout's states,
+            but for the posterior's own path, where the view shows it.
         standardise: show codes as deviations from the prior's mean, in units of its scale, so
             that shrinking prior and proposal together no longer lowers the distance.
         weight: of the penalty in the objective, a number or a schedule. On a separate
@@ -175,7 +176,9 @@ class Adversarial:
         self.critic.train()
         for i in range(self.critic_steps):
             with torch.no_grad():
-                posterior = densities.z if i == 0 else _draw(densities.proposal)
+                # where the draws are a path, one-step redraws would be another thing to compare
+                kept = i == 0 or self.view is trajectory_redrawn
+                posterior = densities.z if kept else _draw(densities.proposal)
                 codes = self._codes(densities, posterior)
             scores = [self._observed(self.critic(*side), densities.mask) for side in codes]
             distance = self.divergence.penalty(*scores)
@@ -261,12 +264,16 @@ class Alternating:
             )
         metrics = self.adversarial.improve(densities)
         if self.detach_state:
-            states, c = densities.states, densities.c
-            if not (isinstance(model, Stepwise) and isinstance(guide, StepwiseGuide)) or c is None:
+            states = densities.states
+            if (
+                not (isinstance(model, Stepwise) and isinstance(guide, StepwiseGuide))
+                or not states
+            ):
                 raise NotImplementedError(
                     "detach_state=True needs a model and guide with the stepwise functions "
                     "(transition, proposal); use detach_state=False"
                 )
+            c = guide.encode(*check_batch(model, *args)).transpose(0, 1).unsqueeze(1)
             densities = densities._replace(prior=model.transition(states))
             loss = self.adversarial.penalty(densities, _draw(guide.proposal(states, c)))
         else:

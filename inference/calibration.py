@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from inference.densities import check_mask, require_steps
 from inference.modes import evaluating
-from inference.protocols import Program, at_least
+from inference.protocols import Program, counts
 from inference.random import seeded
 from inference.traces import Columns, sample_sites, step_densities
 
@@ -150,7 +150,7 @@ def calibrate(
     """
     require_steps(check_mask(mask))
     _check_bins(num_simulations, num_draws, num_bins)
-    at_least(1, batch_size=batch_size)
+    counts(1, batch_size=batch_size)
     quantities = quantities or latent_summaries
     if f_dim := getattr(model, "f_dim", 0):
         raise NotImplementedError(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from inference.batches import Windows
 from inference.files import load_plain, save_plain
-from inference.protocols import at_least
+from inference.protocols import counts
 from inference.random import random_state, set_random_state
 from inference.schedules import Clock
 
@@ -69,7 +69,7 @@ class Checkpointing:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        at_least(1, every=self.every)
+        counts(1, every=self.every)
 
 
 class Checkpoint:
@@ -210,16 +210,25 @@ class Checkpoint:
 
 
 class Best:
-    """The best parameters so far, of the store and of further modules."""
+    """The best parameters so far: those of the store, and what programs and modules hold.
 
-    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
+    Args:
+        modules: kept whole.
+        programs: model and guide, whose buffers are kept if they are modules; their parameters
+            are in the store.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], programs: Sequence[Any] = ()) -> None:
         self.modules = modules
+        self.programs = [program for program in programs if isinstance(program, nn.Module)]
         self.parameters: dict[str, Tensor] = {}
+        self.buffers: list[dict[str, Tensor]] = []
         self.states: list[dict[str, Tensor]] = []
 
     def take(self) -> None:
         """Keep what is there now."""
         self.parameters = _copied(dict(pyro.get_param_store().named_parameters()))
+        self.buffers = [_copied(dict(program.named_buffers())) for program in self.programs]
         self.states = [_copied(module.state_dict()) for module in self.modules]
 
     @torch.no_grad()
@@ -228,16 +237,20 @@ class Best:
         for name, p in pyro.get_param_store().named_parameters():
             if name in self.parameters:
                 p.copy_(self.parameters[name])
+        for program, buffers in zip(self.programs, self.buffers, strict=False):
+            for name, buffer in program.named_buffers():
+                buffer.copy_(buffers[name])
         for module, state in zip(self.modules, self.states, strict=False):
             module.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint."""
-        return {"parameters": self.parameters, "modules": self.states}
+        return {"parameters": self.parameters, "buffers": self.buffers, "modules": self.states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
         self.parameters, self.states = state["parameters"], state["modules"]
+        self.buffers = state["buffers"]
 
     def all_finite(self) -> bool:
         """Whether the parameters there now are numbers."""

@@ -34,6 +34,7 @@ class StepDensities(NamedTuple):
     f: Tensor | None = None  # (K, B, F)
     prior_f: Distribution | None = None
     proposal_f: Distribution | None = None
+    scale: float = 1.0  # how many sequences each stands for: that of a subsampled plate
 
     @property
     def log_weight(self) -> Tensor:
@@ -65,6 +66,36 @@ def check_mask(mask: Any, shape: tuple[int, ...] | None = None) -> Tensor:
             f"{int(holes.nonzero()[0])} is observed again after a gap"
         )
     return mask
+
+
+def check_batch(model: Any, x: Any, mask: Any = None) -> tuple[Tensor, Tensor]:
+    """Return data ``(B, T, X)`` and a prefix mask ``(B, T)``, padding overwritten.
+
+    Args:
+        model: whose own ``check`` is asked, if it has one.
+        x: the data.
+        mask: bool, or None where every step is observed.
+
+    Raises:
+        TypeError: x that is not a tensor of floating point numbers, or a mask that is not bool.
+        ValueError: x or mask of another shape, a mask with a hole, or data the model cannot score.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"x must be a tensor of floating point numbers, got {kind}; use torch.as_tensor(x, "
+            "dtype=...) with the dtype of the model"
+        )
+    if callable(check := getattr(model, "check", None)):
+        checked: tuple[Tensor, Tensor] = check(x, mask)
+        return checked
+    if x.ndim != 3 or 0 in x.shape[:2]:
+        hint = "; add the batch dimension" if x.ndim == 2 else ""
+        raise ValueError(f"x must have shape (B, T, X), got {tuple(x.shape)}{hint}")
+    if mask is None:
+        return x, x.new_ones(x.shape[:2], dtype=torch.bool)
+    mask = check_mask(mask, x.shape[:2])
+    return torch.where(mask.unsqueeze(-1), x, 0.0), mask
 
 
 def require_steps(mask: Tensor) -> None:

@@ -11,15 +11,15 @@ from torch import Tensor
 from inference.adversarial import Adversarial
 from inference.batches import by_portions
 from inference.bounds import analytic_kl, elbo, per_sequence, rate, reconstruction
-from inference.densities import StepDensities
+from inference.densities import StepDensities, check_batch
 from inference.divergences import normal_parameters, wasserstein2
 from inference.information import rate_split
 from inference.modes import evaluating
 from inference.particles import particle_filter
-from inference.protocols import Program, at_least
+from inference.protocols import Program, counts
 from inference.random import seeded
 from inference.resampling import Criterion, Resampler
-from inference.traces import step_densities
+from inference.traces import rolls, step_densities
 from inference.weights import effective_sample_size, log_mean_exp, pareto_k, require_usable
 
 _FRAMES_AT_ONCE = 80_000  # frames times particles: under half a GiB at 88 features, 32 units
@@ -84,7 +84,7 @@ def evaluate(
     model: Program,
     guide: Program,
     x: Tensor,
-    mask: Tensor,
+    mask: Tensor | None = None,
     *,
     num_particles: int = 64,
     batch_size: int = 32,
@@ -101,7 +101,7 @@ def evaluate(
 
     Args:
         model, guide: Pyro programs, best with a rollout.
-        x, mask: ``(B, T, X)``, and ``(B, T)`` bool, a prefix.
+        x, mask: ``(B, T, X)``, and ``(B, T)`` bool, a prefix, or None.
         num_particles: K of the importance-weighted bound; k-hat needs 25.
         batch_size: sequences scored at once, fewer where they are long.
         particles_at_once: how many of the K to draw at once, by default chosen by the length of
@@ -119,11 +119,13 @@ def evaluate(
 
     Raises:
         ValueError: a number below 1, a mask without frames, or data the model cannot score.
-        TypeError: a filter's bound of a model without single steps; what is missing is named.
+        TypeError: data or a mask of another kind, or a filter's bound of a model or guide without
+            single steps; what is missing is named.
         DegenerateWeightsError: all weights of a step of a sequence are zero, or not numbers.
     """
-    at_least(1, num_particles=num_particles, batch_size=batch_size)
-    at_least(1, particles_at_once=particles_at_once, fivo_particles=fivo_particles)
+    counts(1, num_particles=num_particles, batch_size=batch_size)
+    counts(1, particles_at_once=particles_at_once, fivo_particles=fivo_particles)
+    x, mask = check_batch(model, x, mask)
     if not bool(mask.any()):
         raise ValueError(
             f"mask must observe a frame of some sequence, got {tuple(mask.shape)} with none"
@@ -141,7 +143,7 @@ def evaluate(
             columns |= by_portions(filtered, x, mask, size)
         numbers = _summary(columns, mask, active_above)
         latents = "prior_scale" in columns or bool((columns["kl_per_frame"] != 0).any())
-        if train is not None and latents and hasattr(model, "rollout"):
+        if train is not None and latents and rolls(model, guide):
             with torch.enable_grad():
                 split = rate_split(model, guide, train, (x, mask), seed=seed)._asdict()
             numbers |= {name: value for name, value in split.items() if name != "rate"}

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 
 from inference.bounds import analytic_kl, elbo, fivo, iwae, rate, reconstruction, tempered
 from inference.densities import StepDensities, select_particles
 from inference.gradients import ancestor_score, doubly_reparameterised
-from inference.protocols import HasRollout, Penalty, Program, at_least, require_stepwise
+from inference.protocols import HasRollout, Penalty, Program, counts, require_stepwise
 from inference.resampling import (
     CRITERIA,
     RESAMPLERS,
@@ -71,7 +72,7 @@ class Objective:
     bound: ClassVar[str] = ""  # name of its value in terms; the ELBO is there anyway
 
     def __post_init__(self) -> None:
-        at_least(1, num_particles=self.num_particles, recompute=self.recompute)
+        counts(1, num_particles=self.num_particles, recompute=self.recompute)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -86,8 +87,11 @@ class Objective:
         *args: Any,
         start: Any = None,
         carry: bool = False,
-    ) -> Tensor:
+    ) -> Any:
         """Return the loss, nats summed over the batch.
+
+        Without ``args`` return Pyro's module form: ``ELBO()(model, guide)`` is a torch module that
+        holds both, and whose call ``(x, mask)`` is this loss.
 
         Args:
             model: a Pyro program.
@@ -100,6 +104,8 @@ class Objective:
             DegenerateWeightsError: the objective is not finite; the error names the step and
                 the sequence from which on.
         """
+        if not args:
+            return ELBOModule(model, guide, self)
         given = {} if start is None else {"start": start}
         densities = self.draw(model, guide, *args, **given)
         loss = self.loss(densities)
@@ -108,6 +114,8 @@ class Objective:
             loss = loss + self.correction(densities, model, guide)
             self.clock.calls += 1
         return loss
+
+    differentiable_loss = __call__  # the name that Pyro's module form calls
 
     def draw(self, model: Program, guide: Program, *args: Any, **given: Any) -> StepDensities:
         """Densities of every step, ``(T, K, B)``, latents drawn from the guide."""
@@ -162,7 +170,7 @@ class Objective:
             self.terms[f"{penalty.name}_penalty"] = paid.detach()
             self.terms[f"{penalty.name}_weight"] = price
             loss = loss + price * frames * paid
-        return loss
+        return loss * densities.scale if densities.scale != 1.0 else loss
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """The quantity to maximise, shape (B,)."""

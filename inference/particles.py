@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from inference.densities import check_mask, select_particles
-from inference.protocols import Stepwise, StepwiseGuide, at_least, require_stepwise
+from inference.densities import check_batch, select_particles
+from inference.protocols import Stepwise, StepwiseGuide, counts, require_stepwise
 from inference.random import draw, learnable
 from inference.resampling import Criterion, Resampler, Selection, identity
 from inference.weights import effective_sample_size, log_mean_exp, normalise
@@ -138,14 +138,14 @@ def particle_filter(
         guide = Bootstrap(model)
     require_stepwise(model, guide)
     assert guide is not None  # refused above
-    at_least(1, num_particles=num_particles)
+    counts(1, num_particles=num_particles)
     if online and getattr(guide, "smoothing", False):
         raise ValueError(
             f"guide {type(guide).__name__} reads x after step t (a smoothing guide), so it cannot "
             "filter online; use one that reads the past and x_t, such as FilteringGuide, or None "
             "for the bootstrap filter"
         )
-    x, mask = getattr(model, "check", _checked)(x, mask)
+    x, mask = check_batch(model, x, mask)
     selection = Selection(resampler, criterion, mask)
     run = _Filter(model, guide, x, mask, guide.encode(x, mask), selection, auxiliary)
     cloud = run.start(num_particles)
@@ -230,13 +230,3 @@ class _Filter(NamedTuple):
         done = cloud.done + torch.where(due, factor, 0.0)
         log_weight = torch.where(due, fresh, log_weight)
         return _Cloud(select_particles(state, parents), log_weight, done, parents), due
-
-
-def _checked(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Data and prefix mask, padding overwritten, for models without a check of their own."""
-    if x.ndim != 3 or 0 in x.shape[:2]:
-        raise ValueError(f"x must have shape (B, T, X), got {tuple(x.shape)}")
-    if mask is None:
-        return x, x.new_ones(x.shape[:2], dtype=torch.bool)
-    mask = check_mask(mask, x.shape[:2])
-    return torch.where(mask.unsqueeze(-1), x, 0.0), mask

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from inference.batches import by_portions
-from inference.densities import require_steps
+from inference.densities import check_batch, require_steps
 from inference.modes import evaluating
-from inference.protocols import Program, at_least
+from inference.protocols import Program, counts
 from inference.random import seeded
 from inference.traces import step_densities
 
@@ -73,7 +73,8 @@ def sequence_codes(
     Raises:
         ValueError: a number below 1, or a sequence without steps.
     """
-    at_least(1, num_particles=num_particles, batch_size=batch_size)
+    counts(1, num_particles=num_particles, batch_size=batch_size)
+    x, mask = check_batch(model, x, mask)
     require_steps(mask)
 
     def codes(x: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Requirements on models, guides, penalties, hooks and numbers."""
 
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Size, Tensor
@@ -80,11 +81,31 @@ def at_least(least: float, hint: str = "", /, **numbers: float | None) -> None:
     """Check numbers, named as the arguments they are, against a lower limit; None passes.
 
     Raises:
+        TypeError: not a number.
+        ValueError: a number below the limit, or NaN; ``hint`` ends the message.
+    """
+    for name, value in numbers.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+        if not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}{hint}")
+
+
+def counts(least: int, hint: str = "", /, **numbers: int | None) -> None:
+    """Check whole numbers as :func:`at_least` does.
+
+    Raises:
+        TypeError: not a whole number.
         ValueError: a number below the limit; ``hint`` ends the message.
     """
     for name, value in numbers.items():
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}{hint}")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise TypeError(
+                f"{name} must be a whole number, got {value!r} ({type(value).__name__})"
+            )
+    at_least(least, hint, **numbers)
 
 
 def require_stepwise(model: Any, guide: Any) -> None:

@@ -1,7 +1,7 @@
 """Weights that change over a run, and the counter that drives them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Schedule = Callable[[float], float]  #: fraction of the run in [0, 1] -> weight
 
@@ -36,12 +36,18 @@ class Clock:
     """A counter of the calls of an objective with gradients enabled.
 
     Args:
-        total: length of the run in calls; ``fit`` sets it.
+        total: length of the run in calls; ``fit`` sets it where it is not given.
         calls: calls so far.
     """
 
     total: int | None = None
     calls: int = 0
+    _set_by_run: bool = field(default=False, init=False, repr=False, compare=False)
+
+    def start(self, total: int) -> None:
+        """Begin a run of so many calls; a length that the user gave stays, and so do its calls."""
+        if self.total is None or self._set_by_run:
+            self.total, self.calls, self._set_by_run = total, 0, True
 
     def weight(self, value: float | Schedule) -> float:
         """Return a number unchanged, and a schedule's weight at this point of the run.

@@ -7,16 +7,19 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from pyro.nn import PyroModule
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from inference.densities import StepDensities
 from inference.divergences import normal_parameters
-from inference.protocols import HasRollout, Program
+from inference.protocols import HasRollout, Program, Stepwise, StepwiseGuide
 
 Sites = dict[str, dict[str, Any]]  #: sites of a trace by name
 
-_TIME = re.compile(r"_(\d+)$")
+_TIME = re.compile(r"(\d+)\D*$")  # the last number in a name
 
 
 def step_densities(
@@ -25,43 +28,68 @@ def step_densities(
     """Densities of every step, ``(T, K, B)``, with latents drawn from the guide.
 
     Args:
-        model: a Pyro program; its ``rollout`` is used where it has one.
+        model: a Pyro program. Its ``rollout`` is used if it has one that serves the guide; under
+            Pyro handlers such as ``poutine.scale``, which a rollout does not see, it is traced.
         guide: a Pyro program over the same latents, reparameterised.
         args: arguments of both, data ``(B, T, X)`` and mask ``(B, T)``.
         num_particles: K.
         options: further arguments of the rollout, such as ``recompute`` and ``compile``.
 
     Raises:
+        TypeError: model and guide are swapped.
         ValueError: a latent that the guide does not propose.
         NotImplementedError: without a rollout, a latent that is not reparameterised, sites
             outside one plate over sequences at dimension -1, or options of a rollout.
     """
-    if isinstance(model, HasRollout):
+    if isinstance(guide, HasRollout) and isinstance(model, StepwiseGuide):
+        raise TypeError(
+            f"model and guide are swapped: got {type(model).__name__}, which proposes latents, as "
+            f"model, and {type(guide).__name__}, which has a rollout, as guide"
+        )
+    if isinstance(model, HasRollout) and rolls(model, guide):
         return model.rollout(guide, *args, num_particles=num_particles, **options)
     if options:
         raise NotImplementedError(
-            f"{', '.join(options)} needs a model with a rollout; a program that is traced has none"
+            f"{', '.join(options)} needs a model with a rollout, and a guide with encode and "
+            "proposal, under no Pyro handler; a program that is traced has none"
         )
     return _traced(model, guide, args, num_particles)
 
 
+def rolls(model: Program, guide: Program) -> bool:
+    """Whether densities come from the model's rollout; they come from traces if not."""
+    if not isinstance(model, HasRollout):
+        return False
+    serves = isinstance(guide, StepwiseGuide) or not isinstance(model, Stepwise)
+    handled = any(type(handler) is not TraceMessenger for handler in _PYRO_STACK)
+    return serves and not handled and not (_draws_weights(model) or _draws_weights(guide))
+
+
+def _draws_weights(program: Program) -> bool:
+    """Whether a module has random weights (``PyroSample``), each a site of its own."""
+    parts = program.modules() if isinstance(program, nn.Module) else ()
+    return any(isinstance(part, PyroModule) and part._pyro_samples for part in parts)
+
+
 def time_index(name: str) -> int:
-    """Step of a site named ``something_t``; 1 for a site without a number.
+    """Step of a site, the last number in its name; 1 for a site without one, or a weight's.
 
     Example:
-        >>> time_index("z_12"), time_index("f")
-        (12, 1)
+        >>> time_index("z_12"), time_index("step3_z"), time_index("f"), time_index("net.0.bias")
+        (12, 3, 1, 1)
     """
-    match = _TIME.search(name)
+    match = _TIME.search(name.rpartition(".")[2])
     return int(match.group(1)) if match else 1
 
 
 def sample_sites(trace: poutine.Trace) -> Sites:
-    """Sample sites of a trace, without the subsamples of plates."""
+    """Sample sites of a trace, without subsamples of plates and deterministic values."""
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
+        if site["type"] == "sample"
+        and not poutine.util.site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
     }
 
 
@@ -142,12 +170,16 @@ class Columns:
 def _traced(
     model: Program, guide: Program, args: tuple[Any, ...], num_particles: int
 ) -> StepDensities:
+    if getattr(guide, "prototype_trace", False) is None:  # an autoguide learns its shapes first
+        with poutine.block():
+            guide(*args)
     with pyro.plate("particles", num_particles, dim=-2):
         guide_trace = poutine.trace(guide).get_trace(*args)
         model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args)
     guide_trace.compute_log_prob()
     model_trace.compute_log_prob()
-    sites = sample_sites(model_trace)
+    sites, proposed = sample_sites(model_trace), sample_sites(guide_trace)
+    scale = _unscale({**sites, **{f"guide's {name}": site for name, site in proposed.items()}})
     observed = [name for name, site in sites.items() if site["is_observed"]]
     latents = [name for name, site in sites.items() if not site["is_observed"]]
     _require_proposals(latents, guide_trace)
@@ -155,7 +187,11 @@ def _traced(
     size = max((term.shape[-1] for term in terms if term.ndim), default=1)
     zeros = terms[0].new_zeros(num_particles, size)
     z, x = Columns(sites, latents, zeros), Columns(sites, observed, zeros)
-    q = Columns(sites | {name: guide_trace.nodes[name] for name in latents}, latents, zeros)
+    q = Columns(sites | {name: proposed[name] for name in latents}, latents, zeros)
+    log_q, further = q.log_prob(), [name for name in proposed if name not in latents]
+    if further:  # Pyro counts them, too: here with step 1
+        extra = Columns(sites | proposed, further, zeros).joint_log_prob()
+        log_q = torch.cat([(log_q[0] + extra).unsqueeze(0), log_q[1:]])
     return StepDensities(
         z=z.values(),
         h=None,
@@ -163,11 +199,30 @@ def _traced(
         mask=Columns(sites, [*observed, *latents], zeros).mask(),
         log_prior=z.log_prob(),
         log_emission=x.log_prob(),
-        log_proposal=q.log_prob(),
+        log_proposal=log_q,
         prior=z.normal(),
         emission=x.normal(),
         proposal=q.normal(),
+        scale=scale,
     )
+
+
+def _unscale(sites: Sites) -> float:
+    """Take the scale that all sites share, as in a subsampled plate, out of their densities.
+
+    A weight is a sequence's own; how many sequences it stands for is a matter of the loss.
+    """
+    scales = {float(site["scale"]) for site in sites.values()}
+    if len(scales) != 1:
+        raise NotImplementedError(
+            f"sites have different scales ({', '.join(map(str, sorted(scales)))}), so that a "
+            "sequence has no weight of its own; pyro.infer.Trace_ELBO takes such programs"
+        )
+    (scale,) = scales
+    if scale != 1.0:
+        for site in sites.values():
+            site["log_prob"] = site["log_prob"] / scale
+    return scale
 
 
 def _require_proposals(latents: list[str], guide_trace: poutine.Trace) -> None:

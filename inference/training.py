@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from pyro.infer import SVI
 from pyro.optim import PyroLRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from inference.batches import Cycle, Windows
@@ -18,7 +20,7 @@ from inference.checkpoints import Best, Checkpoint, Checkpointing
 from inference.files import write_csv
 from inference.modes import learning
 from inference.objectives import Objective
-from inference.protocols import HasRollout, Hook, Stepwise, at_least
+from inference.protocols import HasRollout, Hook, Stepwise, counts
 from inference.random import seeded
 from inference.schedules import Clock, Schedule
 from inference.updates import NonFiniteLossError, svi_step
@@ -41,7 +43,7 @@ class Records:
     every: int = 10
 
     def __post_init__(self) -> None:
-        at_least(1, every=self.every)
+        counts(1, every=self.every)
 
 
 @dataclass
@@ -118,18 +120,19 @@ def fit(
         NotImplementedError: with ``truncate``, a hook that takes no ``start``.
         NonFiniteLossError: naming step and term; the best parameters are in place.
     """
-    at_least(1, steps=steps, truncate=truncate)
+    counts(1, steps=steps, truncate=truncate)
     if clip_norm is not None and not clip_norm > 0.0:
         raise ValueError(f"clip_norm must be larger than 0, got {clip_norm}")
-    if lr_schedule is not None and isinstance(svi.optim, PyroLRScheduler):
-        raise ValueError(
-            "lr_schedule and a PyroLRScheduler would both set the learning rate; give one of them"
-        )
+    _require_one_schedule(svi, lr_schedule)
+    _require_hooks(svi, hooks)
+    for file in (checkpoint, records):
+        if file and file.path is not None and not Path(file.path).parent.is_dir():
+            raise ValueError(f"{file.path} is in a folder that does not exist; make it first")
     if truncate is not None:
         _require_carrying(svi, hooks)
     clock = getattr(svi.loss, "clock", None)
-    if isinstance(clock, Clock) and clock.total is None:
-        clock.total = steps
+    if isinstance(clock, Clock):
+        clock.start(steps)
     if validation is not None and not isinstance(validation, Validation):
         validation = Validation(validation)
     run = _Run(
@@ -140,7 +143,7 @@ def fit(
         validation=validation,
         clip_norm=clip_norm,
         lr_schedule=lr_schedule,
-        best=Best(keep),
+        best=Best(keep, (svi.model, svi.guide)),
         seed=seed,
         checkpoint=checkpoint,
         records=records or Records(),
@@ -299,6 +302,41 @@ def _require_carrying(svi: SVI, hooks: Sequence[Hook]) -> None:
                 "from the initial state, and so train on other states than the objective's; use "
                 "Adversarial.update, or leave truncate out"
             ) from error
+
+
+def _require_one_schedule(svi: SVI, lr_schedule: Schedule | None) -> None:
+    """Refuse what would set the learning rate twice, or needs a number that SVI has not."""
+    scheduler = isinstance(svi.optim, PyroLRScheduler)
+    if scheduler and issubclass(svi.optim.pt_scheduler_constructor, ReduceLROnPlateau):
+        raise NotImplementedError(
+            "ReduceLROnPlateau asks for a loss at each of its steps, which fit does not give it; "
+            "use lr_schedule=, or a scheduler of the number of steps such as ExponentialLR"
+        )
+    if lr_schedule is None:
+        return
+    if scheduler:
+        raise ValueError(
+            "lr_schedule and a PyroLRScheduler would both set the learning rate; give one of them"
+        )
+    arguments = getattr(svi.optim, "pt_optim_args", None)
+    if isinstance(arguments, dict) and arguments.get("lrd", 1.0) != 1.0:
+        raise ValueError(
+            "lr_schedule and lrd= of the optimiser would both set the learning rate; give one of "
+            "them"
+        )
+
+
+def _require_hooks(svi: SVI, hooks: Sequence[Hook]) -> None:
+    """Refuse a critic that nothing trains, whose penalty would be that of random weights."""
+    trained = {id(getattr(hook, "__self__", hook)) for hook in hooks}
+    trained |= {id(getattr(getattr(h, "__self__", h), "adversarial", None)) for h in hooks}
+    for penalty in getattr(svi.loss, "penalties", ()):
+        if callable(getattr(penalty, "update", None)) and id(penalty) not in trained:
+            if all(getattr(hook, "__self__", None) is not None for hook in hooks):
+                raise ValueError(
+                    f"the penalty {penalty.name!r} has a critic that no hook trains; give "
+                    "hooks=[penalty.update], where penalty is that object"
+                )
 
 
 def _named(thing: Any) -> str:

@@ -54,6 +54,10 @@ def svi_step(
         ) from error
     parameters = _captured(capture)
     frames = observed_frames(batch)
+    if not frames:
+        raise ValueError(
+            f"batches must observe a frame each, but that of step {step} has none; leave it out"
+        )
     terms = {name: float(value) for name, value in getattr(svi.loss, "terms", {}).items()}
     row = {"loss": torch_item(loss) / frames, **terms}
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inference.bounds import iwae
 from inference.modes import evaluating
-from inference.protocols import at_least
+from inference.protocols import counts
 from inference.random import seeded
 from inference.traces import step_densities
 from inference.updates import observed_frames
@@ -43,7 +43,7 @@ class Validation:
     on_best: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
-        at_least(1, every=self.every, num_particles=self.num_particles, patience=self.patience)
+        counts(1, every=self.every, num_particles=self.num_particles, patience=self.patience)
 
     def score(self, svi: SVI, seed: int | None) -> float:
         """The bound now, in evaluation mode; -inf where it is not finite."""

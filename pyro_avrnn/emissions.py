@@ -5,7 +5,6 @@ can score (``support``; in words, ``expects``), so that a model refuses other da
 instead of returning a meaningless density.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from inference.protocols import at_least
+from inference.protocols import at_least, counts
 from pyro_avrnn.logistics import Cells, MixtureOfLogistics
 from pyro_avrnn.networks import MLP, NormalNetwork, diagonal_normal, positive
 from pyro_avrnn.shapes import broadcast_cat
@@ -50,7 +49,7 @@ class NormalEmission(NormalNetwork):
         self.x_dim = x_dim
 
 
-class _Decoder(nn.Module, ABC):
+class _Decoder(nn.Module):
     """Base of the other emissions: one network gives all parameters of the distribution."""
 
     def __init__(
@@ -71,13 +70,13 @@ class _Decoder(nn.Module, ABC):
         """The distribution given inputs of shapes ``(*batch, F_i)``; event shape ``(X,)``."""
         return self._distribution(self.net(broadcast_cat(*inputs)))
 
-    @abstractmethod
     def _set_up(self, *args: Any, **own: Any) -> int:
         """Keep the options that only this emission has, and return the network's output width."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _distribution(self, out: Tensor) -> dist.Distribution:
         """The distribution with these outputs of the network."""
+        raise NotImplementedError
 
 
 class BernoulliEmission(_Decoder):
@@ -119,7 +118,7 @@ class MixtureOfNormalsEmission(_Decoder):
     expects: ClassVar[str] = "finite real numbers"
 
     def _set_up(self, num_components: int = 10, min_scale: float = 1e-3) -> int:
-        at_least(2, "; use NormalEmission for a single normal", num_components=num_components)
+        counts(2, "; use NormalEmission for a single normal", num_components=num_components)
         at_least(0, min_scale=min_scale)
         self.num_components, self.min_scale = num_components, min_scale
         return num_components * (2 * self.x_dim + 1)
@@ -179,7 +178,7 @@ class CategoricalEmission(_Decoder):
     """
 
     def _set_up(self, *, num_classes: int) -> int:
-        at_least(2, num_classes=num_classes)
+        counts(2, num_classes=num_classes)
         self.num_classes = num_classes
         self.support = constraints.integer_interval(0, num_classes - 1)
         self.expects = f"integers from 0 to {num_classes - 1}"
@@ -221,7 +220,7 @@ class DiscretisedLogisticMixture(_Decoder):
     ) -> int:
         if bits not in range(1, 17):
             raise ValueError(f"bits must be from 1 to 16, got {bits}")
-        at_least(2, "; a mixture of one is no mixture", num_components=num_components)
+        counts(2, "; a mixture of one is no mixture", num_components=num_components)
         if not -20.0 <= min_log_scale <= 0.0:
             raise ValueError(f"min_log_scale must be from -20 to 0, got {min_log_scale}")
         self.bits, self.num_components, self.min_log_scale = bits, num_components, min_log_scale

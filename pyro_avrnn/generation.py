@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from inference.densities import require_steps
 from inference.modes import evaluating
-from inference.protocols import at_least
+from inference.protocols import counts
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 
 
@@ -44,7 +44,7 @@ def generate(
         >>> generate(recipes.vrnn(x_dim=3, z_dim=2, h_dim=5).model, size=4, length=6).shape
         torch.Size([4, 6, 3])
     """
-    at_least(1, size=size, length=length)
+    counts(1, size=size, length=length)
     if f is not None:
         _require_f("f", model)
     with evaluating(model):
@@ -107,7 +107,7 @@ def continue_from(
         >>> continue_from(r.model, r.guide, x, steps=2, num_continuations=7).shape
         torch.Size([7, 4, 2, 3])
     """
-    at_least(1, steps=steps, num_continuations=num_continuations, num_particles=num_particles)
+    counts(1, steps=steps, num_continuations=num_continuations, num_particles=num_particles)
     with evaluating(model, guide):
         x, mask = _with_steps(model, x, mask)
         d = model.rollout(guide, x, mask, num_particles)

@@ -15,7 +15,7 @@ from pyro.distributions import transforms
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Size, Tensor, nn
 
-from inference.protocols import at_least
+from inference.protocols import counts
 from pyro_avrnn.networks import ACTIVATIONS, NormalNetwork, RecurrentEncoder, diagonal_normal
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 from pyro_avrnn.shapes import agree, broadcast_cat
@@ -170,8 +170,8 @@ class FlowGuide(FilteringGuide):
     """
 
     def _set_up(self, model: SequenceModel, num_flows: int = 2) -> None:
-        at_least(2, "; use FilteringGuide instead of FlowGuide", z_dim=self.z_dim)
-        at_least(1, num_flows=num_flows)
+        counts(2, "; use FilteringGuide instead of FlowGuide", z_dim=self.z_dim)
+        counts(1, num_flows=num_flows)
         order = torch.arange(self.z_dim)
         self.flows = nn.ModuleList(
             transforms.ConditionalAffineAutoregressive(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.files import atomically
-from inference.protocols import at_least
+from inference.protocols import counts
 from pyro_avrnn.data._checks import Numbers, numbers, optional, writable
 
 _TICKS = 480  # of MIDI time in a step, which is written as a quarter note
@@ -40,7 +40,7 @@ def write_wav(path: str | Path, samples: Numbers, sample_rate: int) -> Path:
             f"samples must be floating numbers in [-1, 1], got {waveform.dtype}; divide 16-bit "
             "samples by 32768"
         )
-    at_least(1, sample_rate=sample_rate)
+    counts(1, sample_rate=sample_rate)
     rounded = np.rint(waveform.astype(np.float64) * 32768)
     content = np.clip(rounded, -32768, 32767).astype(np.int16)
     return atomically(

@@ -3,7 +3,6 @@
 Every module broadcasts over leading dimensions: ``(*batch, features)`` in, ``(*batch, ...)`` out.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import pyro.distributions as dist
@@ -117,7 +116,7 @@ class NormalNetwork(nn.Module):
         return diagonal_normal(*self.parameters_of(*inputs))
 
 
-class Cell(nn.Module, ABC):
+class Cell(nn.Module):
     """A recurrent cell: one tensor of memory, and ``output``, which reads h from it.
 
     Args:
@@ -135,9 +134,9 @@ class Cell(nn.Module, ABC):
         """Memory before the first step, zeros of shape ``(*batch, M)``."""
         return next(self.parameters()).new_zeros(*batch_shape, self.memory_dim)
 
-    @abstractmethod
     def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
         """Memory one step later, ``(*batch, M)``, from inputs ``(*batch, in_dim)``."""
+        raise NotImplementedError
 
     def output(self, memory: Tensor) -> Tensor:
         """The output h, ``(*batch, H)``."""

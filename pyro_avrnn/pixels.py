@@ -20,7 +20,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from inference.protocols import at_least
+from inference.protocols import counts
 
 # without gradients: 0.1 GiB at 32 channels of 28 x 28, and fewer cache misses than all at once
 _IMAGES_AT_ONCE = 128
@@ -109,8 +109,8 @@ class PixelCNN(nn.Module):
         cell: int = 4,
     ) -> None:
         super().__init__()
-        at_least(0, z_dim=z_dim)
-        at_least(1, x_dim=x_dim, channels=channels, layers=layers, maps=maps, cell=cell)
+        counts(0, z_dim=z_dim)
+        counts(1, x_dim=x_dim, channels=channels, layers=layers, maps=maps, cell=cell)
         for name, value in {"kernel": kernel, "first_kernel": first_kernel}.items():
             if value < 3 or value % 2 == 0:
                 raise ValueError(f"{name} must be odd and at least 3, got {value}")

@@ -5,7 +5,6 @@ prior states its ``h_dim`` and ``z_dim``, so that a model can name parts whose s
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from pyro.nn import ConditionalDenseNN
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
-from inference.protocols import at_least
+from inference.protocols import at_least, counts
 from pyro_avrnn.networks import ACTIVATIONS, MLP, NormalNetwork, diagonal_normal, positive
 
 
@@ -39,7 +38,7 @@ class StandardNormal(nn.Module):
         return diagonal_normal(zeros, zeros + 1.0)
 
 
-class _ConditionalPrior(nn.Module, ABC):
+class _ConditionalPrior(nn.Module):
     """Base of the priors that are functions of h; documented at :class:`ConditionalNormal`."""
 
     def __init__(
@@ -58,9 +57,9 @@ class _ConditionalPrior(nn.Module, ABC):
         self.min_scale, self.activation = min_scale, activation
         self._set_up(**own)
 
-    @abstractmethod
     def _set_up(self, *args: Any, **own: Any) -> None:
         """Make the networks, given the options that only this prior has."""
+        raise NotImplementedError
 
     def _mlp(self, out_dim: int) -> MLP:
         return MLP([self.h_dim, *self.hidden, out_dim], activation=self.activation)
@@ -163,7 +162,7 @@ class MixturePrior(_ConditionalPrior):
     """
 
     def _set_up(self, num_components: int = 5) -> None:
-        at_least(2, "; a mixture of one is ConditionalNormal", num_components=num_components)
+        counts(2, "; a mixture of one is ConditionalNormal", num_components=num_components)
         self.num_components = num_components
         self.weights = self._mlp(num_components)
         self.components = NormalNetwork(
@@ -196,8 +195,8 @@ class FlowPrior(_ConditionalPrior):
     """
 
     def _set_up(self, num_flows: int = 2) -> None:
-        at_least(2, "; use ConditionalNormal instead of FlowPrior", z_dim=self.z_dim)
-        at_least(1, num_flows=num_flows)
+        counts(2, "; use ConditionalNormal instead of FlowPrior", z_dim=self.z_dim)
+        counts(1, num_flows=num_flows)
         self.base = ConditionalNormal(
             self.h_dim,
             self.z_dim,

@@ -16,7 +16,7 @@ from torch import Size, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from inference.densities import StepDensities, select_particles
-from inference.protocols import Stepwise, at_least
+from inference.protocols import Stepwise, counts
 from inference.random import draw, learnable
 from pyro_avrnn import engine, products
 from pyro_avrnn.networks import diagonal_normal
@@ -68,7 +68,7 @@ def rollout(
         mask: ``(B, T)`` bool, a prefix.
         asked: number of particles, given latents and the like.
     """
-    at_least(1, num_particles=asked.num_particles, recompute=asked.recompute)
+    counts(1, num_particles=asked.num_particles, recompute=asked.recompute)
     particles = _particles(asked, (mask.shape[1], mask.shape[0], model.z_dim))
     state, shared = model.init(Size((particles, len(x)))), _Shared(asked.f)
     if asked.start is not None:

@@ -8,7 +8,6 @@ A model whose steps share a latent f states its size, ``f_dim``, and writes two 
 site ``f`` comes before the loop; its densities are counted with step 1.
 """
 
-from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,7 +24,7 @@ from pyro_avrnn.rollout import Request, Select, rollout
 from pyro_avrnn.shapes import agree, broadcast_cat, width
 
 
-class SequenceModel(nn.Module, ABC):
+class SequenceModel(nn.Module):
     r"""A sequence model :math:`\prod_t p(z_t \mid s_t)\,p(x_t \mid z_t, s_t)`.
 
     The state :math:`s_t` summarises all steps before t. A subclass writes ``init``,
@@ -66,21 +65,21 @@ class SequenceModel(nn.Module, ABC):
         self.expects = getattr(decoder, "expects", self.expects)
         self.padding = getattr(decoder, "padding", self.padding)
 
-    @abstractmethod
     def init(self, batch_shape: Size) -> Any:
         """The state before step 1: a NamedTuple of tensors ``(*batch, ...)``."""
+        raise _unwritten(self, "init")
 
-    @abstractmethod
     def transition(self, state: Any) -> dist.Distribution:
         """p(z_t | state), event shape ``(Z,)``."""
+        raise _unwritten(self, "transition")
 
-    @abstractmethod
     def emission(self, z_t: Tensor, state: Any) -> dist.Distribution:
         """p(x_t | z_t, state), event shape ``(X,)``."""
+        raise _unwritten(self, "emission")
 
-    @abstractmethod
     def advance(self, state: Any, z_t: Tensor, x_t: Tensor) -> Any:
         """The next state; every tensor of it has the leading dimensions of the old one."""
+        raise _unwritten(self, "advance")
 
     def require_guide(self, guide: Any) -> None:
         """Refuse a guide that was built for another model, whose functions it has borrowed.
@@ -101,11 +100,11 @@ class SequenceModel(nn.Module, ABC):
 
     def prior_f(self, batch_shape: Size) -> dist.Distribution:
         """p(f), batch shape ``batch_shape``, event shape ``(F,)``; for models with f_dim > 0."""
-        raise NotImplementedError(f"{type(self).__name__} has f_dim > 0 and must write prior_f")
+        raise _unwritten(self, "prior_f, as f_dim is above 0")
 
     def condition(self, state: Any, f: Tensor) -> Any:
         """The initial state with f ``(*batch, F)`` in it; for models with f_dim > 0."""
-        raise NotImplementedError(f"{type(self).__name__} has f_dim > 0 and must write condition")
+        raise _unwritten(self, "condition, as f_dim is above 0")
 
     def hidden(self, state: Any) -> Tensor:
         """h_t, ``(*batch, H)``: what guides and critics read of a state; all of it by default."""
@@ -257,7 +256,7 @@ class SequenceModel(nn.Module, ABC):
         return x, mask
 
 
-class SequenceGuide(nn.Module, ABC):
+class SequenceGuide(nn.Module):
     r"""A guide :math:`\prod_t q(z_t \mid s_t, c_t)` that follows a model's state.
 
     It borrows the model's functions as bound methods, so it registers only its own parameters.
@@ -296,9 +295,9 @@ class SequenceGuide(nn.Module, ABC):
         """
         return self.features(x)
 
-    @abstractmethod
     def proposal(self, state: Any, c_t: Tensor) -> dist.Distribution:
         """q(z_t | state, c_t), event shape ``(Z,)``."""
+        raise _unwritten(self, "proposal")
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> None:
         """The Pyro program; arguments as for the model."""
@@ -319,6 +318,10 @@ class SequenceGuide(nn.Module, ABC):
                 with _masked(ragged, t):
                     z_t = pyro.sample(f"z_{t}", self.proposal(state, c[:, t - 1]))
                     state = self.advance(state, z_t, x[:, t - 1])
+
+
+def _unwritten(program: nn.Module, function: str) -> NotImplementedError:
+    return NotImplementedError(f"{type(program).__name__} must write {function}")
 
 
 def _masked(mask: Tensor | None, t: int) -> Any:

@@ -117,15 +117,16 @@ def standardise(
 ) -> tuple[Sequences, Sequences, Sequences, Tensor, Tensor]:
     """Standardise each dimension by mean and deviation of the training frames.
 
-    A dimension that is constant in training is centred and not scaled (deviation 1).
+    A dimension that is constant in training, to round-off of float32, is centred and not scaled
+    (deviation 1): its own deviation would blow up what differs from it in the other splits.
 
     Returns:
         The three splits, the mean and the deviation, both (X,); all in float32.
     """
     frames = train.x[train.mask].double()
     mean, std = frames.mean(dim=0), frames.std(dim=0, correction=0)
-    constant = (frames == frames[0]).all(dim=0)
-    # a case of its own: round-off would leave a deviation of 1e-17 instead of 0
+    spread, largest = frames.amax(dim=0) - frames.amin(dim=0), frames.abs().amax(dim=0)
+    constant = spread <= 4 * torch.finfo(torch.float32).eps * largest
     mean, std = torch.where(constant, frames[0], mean), torch.where(constant, 1.0, std)
 
     def apply(data: Sequences) -> Sequences:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inference.protocols import at_least
+from inference.protocols import counts
 from pyro_avrnn.data._audio import entries, recordings
 from pyro_avrnn.data._checks import Numbers, numbers, optional, reading
 from pyro_avrnn.data.dataset import Dataset, by_split, groups_of_names, standardise
@@ -181,8 +181,8 @@ def mel_to_waveform(
         raise ValueError(f"frames must hold at least 2 frames of shape (T, M), got {frames.shape}")
     if hop > window // 2:
         raise ValueError(f"hop must be at most half the window of {window} samples, got {hop}")
-    at_least(1, iterations=iterations)
-    at_least(0, seed=seed)
+    counts(1, iterations=iterations)
+    counts(0, seed=seed)
     bank = _bands(sample_rate, window, hop, frames.shape[1])
     librosa = optional("librosa", "audio")
     loudest = (window / 2) ** 2 * bank.sum(axis=1)  # the Hann window sums to half its length
@@ -203,8 +203,8 @@ def mel_to_waveform(
 @lru_cache(maxsize=8)
 def _bands(sample_rate: int, window: int, hop: int, n_mels: int) -> np.ndarray:
     """Weights of the mel bands, shape (M, 1 + window // 2), float64."""
-    at_least(1, sample_rate=sample_rate, n_mels=n_mels, hop=hop)
-    at_least(2, window=window)
+    counts(1, sample_rate=sample_rate, n_mels=n_mels, hop=hop)
+    counts(2, window=window)
     if window % 2:
         raise ValueError(f"window must be an even number of samples, got {window}")
     librosa = optional("librosa", "audio")

@@ -36,6 +36,12 @@ def npz(path: str | Path) -> Dataset:
         names = _splits(len(series), arrays.get("split"))
         pieces = ((name, f"x[{i}]", series[i]) for i, name in enumerate(names))
         binary = all(((x == 0) | (x == 1)).all() for x in series)
+        if not binary and arrays["x"].dtype.kind in "iu":
+            raise ValueError(
+                f"x must be 0 and 1, or floating point numbers, got {arrays['x'].dtype} "
+                "other than 0 and 1; counts would be scored by the density of real numbers: if "
+                "that is what you want, save x.astype(float)"
+            )
         expected = "an array split that has all three"
         splits = by_split(pieces, expected, torch.float32 if binary else torch.float64)
         origin = f"{file.name}, a file of the user"
@@ -63,6 +69,11 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             ) from None
     if "x" not in arrays:
         raise ValueError(f"there is no array 'x'; found {', '.join(found) or 'nothing'}")
+    if unknown := [name for name in found if name not in arrays]:
+        raise ValueError(
+            f"arrays must be named x, lengths and split, got {unknown[0]!r}, which would be "
+            "ignored; rename it or leave it out"
+        )
     return arrays
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.protocols import at_least
+from inference.protocols import counts
 from pyro_avrnn.data._checks import decoding, naming, reading
 from pyro_avrnn.data.dataset import SPLITS, Dataset
 from pyro_avrnn.data.sequences import Sequences
@@ -33,7 +33,7 @@ def piano_rolls(path: str | Path, *, segment: int | None = None) -> Dataset:
     """
     from scipy.io import loadmat
 
-    at_least(1, segment=segment)
+    counts(1, segment=segment)
     with reading(path, _EXPECTED) as file:
         with decoding(_EXPECTED), file.open("rb") as opened:
             content = loadmat(opened)

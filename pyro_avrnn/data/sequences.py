@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inference.densities import check_mask
-from inference.protocols import at_least
+from inference.protocols import counts
 
 _WINDOW = 8  # batches sorted by length together: enough to save padding, few enough to stay random
 
@@ -194,8 +194,8 @@ class Batches:
     def __init__(
         self, data: Sequences, batch_size: int, seed: int = 0, bucket: bool = True
     ) -> None:
-        at_least(1, batch_size=batch_size)
-        at_least(0, seed=seed)
+        counts(1, batch_size=batch_size)
+        counts(0, seed=seed)
         self.data, self.batch_size, self.seed, self.bucket = data, batch_size, seed, bucket
         self.epoch = 0
 
