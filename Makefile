@@ -22,7 +22,7 @@ help:  ## this list
 
 ##@ Start here
 demo: .venv/.installed  ## a short comparison on the built-in vowels, under 6 minutes on 2 cores
-	$(BIN)/avrnn compare --data vowels --seeds 1 --steps 300 --out $(OUT)
+	$(BIN)/avrnn compare --data vowels --seeds 1 --steps 300 --out $(OUT) --overwrite
 
 test: .venv/.installed  ## the whole suite, under 12 minutes on 2 cores
 	$(BIN)/pytest -n auto

@@ -18,6 +18,8 @@ from inference.protocols import Program
 from inference.random import seeded
 from inference.traces import step_densities
 
+LEAST_SEQUENCES = 5  #: training sequences that a rate split needs
+
 
 class RateSplit(NamedTuple):
     """Nats per frame on the held-out sequences, with the standard error of the mismatch.
@@ -57,8 +59,10 @@ def rate_split(
     Raises:
         ValueError: fewer than 5 training sequences.
     """
-    if len(train[0]) < 5:
-        raise ValueError(f"train must hold at least 5 sequences, got {len(train[0])}")
+    if len(train[0]) < LEAST_SEQUENCES:
+        raise ValueError(
+            f"train must hold at least {LEAST_SEQUENCES} sequences, got {len(train[0])}"
+        )
     with seeded(seed):
         order = torch.randperm(len(train[0]))
         stop = max(len(order) // 5, 1)

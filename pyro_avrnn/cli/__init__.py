@@ -3,8 +3,11 @@
 import argparse
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from pyro_avrnn.cli import compare, generate
 from pyro_avrnn.cli.generate import Generation
@@ -45,13 +48,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = _parser().parse_args(given)
     try:
-        return args.call(args, shlex.join(["avrnn", *given]))
+        with _terminable():
+            return args.call(args, shlex.join(["avrnn", *given]))
+    except KeyboardInterrupt:
+        print("avrnn: interrupted", file=sys.stderr)
+        return 130
     except _BAD_INPUT as error:
         if os.environ.get("AVRNN_TRACEBACK"):
             raise
         first = next(iter(str(error).splitlines()), type(error).__name__)
         print(f"avrnn: error: {first}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Take SIGTERM as the keyboard's interrupt, in the main thread."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:

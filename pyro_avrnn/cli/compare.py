@@ -5,14 +5,18 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from inference import seeded
@@ -33,8 +37,8 @@ def compare(comparison: Comparison, settings: Settings, command: str) -> int:
     """Train and evaluate every row with every seed, write the output folder, print one table.
 
     Args:
-        comparison: what to compare, on which data, and where the results go. Without its
-            ``resume``, earlier results are set aside as ``results.previous.json``.
+        comparison: what to compare, on which data, and where the results go. With its
+            ``overwrite``, earlier results are set aside as ``results.previous.json``.
         settings: shared by all trainings.
         command: as the user gave it, for the report.
 
@@ -50,16 +54,29 @@ def compare(comparison: Comparison, settings: Settings, command: str) -> int:
     shared = _shared(comparison, settings, dataset, command)
     facts = {name: shared[name] for name in _FACTS}
     _check_writable(out)
-    results = _resumed(out, facts) if comparison.resume else []
-    if not comparison.resume:
-        _set_aside(out)
-    (out / "rows").mkdir(exist_ok=True)
-    write_json(out / "rows" / "settings.json", facts)
-    tasks = _missing(trainings, comparison, results)
+    with _owned(out):
+        results = _resumed(out, facts) if comparison.resume else _emptied(out, comparison)
+        (out / "rows").mkdir(exist_ok=True)
+        write_json(out / "rows" / "settings.json", facts)
+        return _run(trainings, comparison, settings, dataset, results, shared)
+
+
+def _run(
+    trainings: list[Training],
+    comparison: Comparison,
+    settings: Settings,
+    dataset: Dataset,
+    results: list[Result],
+    shared: dict[str, Any],
+) -> int:
+    """Train what is missing, write each result as it comes, then the report."""
+    out = comparison.out
     try:
-        for result in train(tasks, comparison, settings):
+        for result in train(_missing(trainings, comparison, results), comparison, settings):
             results.append(result | shared)
             _write(out, results, trainings)
+            folder = row_folder(out, result["row"], result["seed"])
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
     except KeyboardInterrupt:
         print(
             f"interrupted: {len(results)} finished trainings are in {out / 'results.json'}; "
@@ -68,7 +85,13 @@ def compare(comparison: Comparison, settings: Settings, command: str) -> int:
         )
         return 130
     _write(out, results, trainings)
-    report.write(out, results, dataset)
+    try:
+        report.write(out, results, dataset)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the numbers are on disk
+        raise ValueError(
+            f"the report failed ({type(error).__name__}: {error}); all results are in "
+            f"{out / 'results.json'}"
+        ) from error
     stopped = [r for r in results if r["error"]]
     for r in stopped:
         print(f"{r['row']}, seed {r['seed']}: {r['error']}", file=sys.stderr)
@@ -163,12 +186,42 @@ def _resumed(out: Path, facts: dict[str, Any]) -> list[Result]:
     return kept
 
 
-def _set_aside(out: Path) -> None:
-    """Keep earlier results under another name, and forget trainings that were begun."""
-    if (out / "results.json").is_file():
-        (out / "results.json").replace(out / "results.previous.json")
-    for begun in (out / "rows").glob("*/checkpoint.pt"):
-        begun.unlink()
+@contextmanager
+def _owned(out: Path) -> Iterator[None]:
+    """Hold the folder; the lock of a process that has died is free."""
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(
+            f"--out {out} is in use by another comparison; wait for it, or give another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _emptied(out: Path, comparison: Comparison) -> list[Result]:
+    """No results; those of an earlier comparison are set aside if the user says so.
+
+    Raises:
+        ValueError: the folder holds results, or trainings that were begun.
+    """
+    results, begun = out / "results.json", list((out / "rows").glob("*/checkpoint.pt"))
+    if not (results.is_file() or begun):
+        return []
+    if not comparison.overwrite:
+        raise ValueError(
+            f"--out {out} holds an earlier comparison; go on with it by --resume, start anew by "
+            "--overwrite, or give another folder"
+        )
+    if results.is_file():
+        results.replace(out / "results.previous.json")
+    derived = [out / name for name in ("table.md", "metrics.csv", "posterior.nc")]
+    for path in (*begun, *derived, *out.glob("*.png")):
+        path.unlink(missing_ok=True)
+    return []
 
 
 def _agree(facts: dict[str, Any], here: dict[str, Any]) -> bool:
@@ -188,7 +241,8 @@ def train(tasks: list[Task], comparison: Comparison, settings: Settings) -> Iter
         return
     context = multiprocessing.get_context("spawn")
     steps = context.RawArray("q", len(tasks))  # done by each, which alone writes there
-    given = (comparison.data, comparison.reader_options(), steps)
+    stop = context.RawValue("b", 0)
+    given = (comparison.data, comparison.reader_options(), steps, stop, os.getpid())
     pool = ProcessPoolExecutor(min(comparison.jobs, len(tasks)), context, _start_worker, given)
     total = len(tasks) * settings.steps
     with pool, tqdm(total=total, unit="step", desc="training", smoothing=0.05) as bar:
@@ -203,6 +257,9 @@ def train(tasks: list[Task], comparison: Comparison, settings: Settings) -> Iter
                 for result in (future.result() for future in ready):
                     bar.set_postfix_str(summary(result))
                     yield result
+        except (KeyboardInterrupt, GeneratorExit):
+            stop.value = 1
+            raise
         except BrokenProcessPool as error:
             raise OSError(
                 "a training's process died, perhaps for want of memory; try --jobs 1 or a "
@@ -219,10 +276,20 @@ def summary(result: Result) -> str:
     return f"{result['row']} seed {result['seed']}: {shown}"
 
 
-def _start_worker(source: str, options: dict[str, int], steps: Any) -> None:
+def _start_worker(
+    source: str, options: dict[str, int], steps: Any, stop: Any, parent: int
+) -> None:
+    threading.Thread(target=_watch, args=(stop, parent), daemon=True).start()
     torch.set_num_threads(1)  # small matrices: processes pay, threads do not
     os.environ["OMP_NUM_THREADS"] = "1"
     _worker.update(data=data.load(source, **options), steps=steps)
+
+
+def _watch(stop: Any, parent: int) -> None:
+    """End this process when it is told to, or when its parent has died."""
+    while not stop.value and os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)  # at once: every file is written elsewhere and moved into place
 
 
 def _work(index: int, task: Task, settings: Settings, resume: bool) -> Result:

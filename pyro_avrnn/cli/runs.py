@@ -13,6 +13,7 @@ from pyro.infer import SVI
 
 from inference import DegenerateWeightsError, NonFiniteLossError, evaluate, particle_filter, seeded
 from inference.checkpoints import Checkpointing
+from inference.information import LEAST_SEQUENCES
 from inference.training import Records, fit
 from inference.validation import Validation
 from pyro_avrnn import recipes
@@ -47,7 +48,8 @@ def run(
         resume: go on with a training that was interrupted in this folder.
 
     Returns:
-        An entry of results.json; ``error`` says in one sentence why training stopped early, if so.
+        An entry of results.json, after whose writing the checkpoint may go; ``error`` is one
+        sentence about why training stopped early, if it did.
     """
     training, seed, folder = task
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,6 @@ def run(
         parts = build(training, data, settings)
         trained, error = _train(parts, task, data, settings, progress, resume)
         numbers, failure = _evaluate(parts, data, settings, seed)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
     modules = (parts.recipe.model, parts.recipe.guide)
     return {
         "row": training.label,
@@ -82,9 +83,11 @@ def row_folder(out: Path, label: str, seed: int) -> Path:
 def commit() -> str | None:
     """Commit of the code that runs, with "-dirty" if the code was changed since; None if unknown.
 
-    Changed results in the same checkout do not count.
+    Changed results in the same checkout do not count, nor does a repository of the user's in
+    which this package is installed.
     """
     try:
+        _git("ls-files", "--error-unmatch", "pyro_avrnn/cli/runs.py")
         head = _git("rev-parse", "--short=12", "HEAD")
         untouched = ("--porcelain", "--untracked-files=no", "--", "pyro_avrnn", "inference")
         return head + ("-dirty" if _git("status", *untouched) else "")
@@ -162,6 +165,7 @@ def _evaluate(
     model, guide = parts.recipe.model, parts.recipe.guide
     scored: Sequences = getattr(data, settings.split)
     particles = settings.num_particles if model.z_dim else 1  # without z one is exact
+    split = model.z_dim and len(data.train) >= LEAST_SEQUENCES  # of the rate, by a classifier
     try:
         numbers: dict[str, Any] = evaluate(
             model,
@@ -172,7 +176,7 @@ def _evaluate(
             fivo_particles=particles,
             seed=seed,
             adversarial=parts.adversarial,
-            train=(data.train.x, data.train.mask) if model.z_dim else None,
+            train=(data.train.x, data.train.mask) if split else None,
         ).as_dict()
     except DegenerateWeightsError as error:
         absent = ("elbo", "iwae", "fivo", "reconstruction", "kl")

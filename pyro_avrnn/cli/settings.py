@@ -45,6 +45,7 @@ class Comparison:
         min(os.cpu_count() or 1, 4), "trainings at the same time, one thread each", "at least 1"
     )
     resume: bool = option(False, "keep what is finished in --out and train what is missing")
+    overwrite: bool = option(False, "start anew in an --out that holds results")
 
     @cached_property
     def is_timit(self) -> bool:

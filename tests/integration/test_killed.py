@@ -1,0 +1,117 @@
+"""A comparison that is ended from outside leaves no process, no torn file, and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENDINGS = [
+    (signal.SIGTERM, "parent", 2),
+    (signal.SIGINT, "group", 2),
+    (signal.SIGKILL, "parent", 2),
+    (signal.SIGKILL, "group", 1),
+]
+
+
+def start(folder: Path, out: str, *more: str, jobs: int = 2) -> subprocess.Popen[str]:
+    command = ["-m", "pyro_avrnn", "compare", "--data", "waves.npz", "--out", out]
+    command += [
+        "--rows",
+        "rnn",
+        "elbo",
+        "--steps",
+        "200",
+        "--validate-every",
+        "20",
+        "--h-dim",
+        "4",
+    ]
+    command += ["--z-dim", "2", "--particles", "25", "--batch-size", "4", "--jobs", str(jobs)]
+    return subprocess.Popen(
+        [sys.executable, *command, *more],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, said = process.communicate(timeout=240)
+    return process.returncode, said
+
+
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    rows = json.loads((folder / "results.json").read_text())
+    return [
+        {k: v for k, v in r.items() if k not in ("seconds", "command", "commit")} for r in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, and a comparison that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("killed")
+    x = np.random.default_rng(0).normal(size=(20, 8, 2)).cumsum(axis=1)
+    np.savez(folder / "waves.npz", x=x)
+    status, said = finish(start(folder, "whole"))
+    assert status == 0, said
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("ending", "whom", "jobs"), ENDINGS, ids=[f"{e.name}-{w}-{j}" for e, w, j in ENDINGS]
+)
+def test_a_comparison_that_is_ended_goes_on(
+    ending: signal.Signals, whom: str, jobs: int, folder: Path
+) -> None:
+    out = f"{ending.name}-{whom}"
+    process = start(folder, out, jobs=jobs)
+    deadline = time.monotonic() + 120
+    while not list((folder / out).glob("rows/*/checkpoint.pt")):
+        assert process.poll() is None and time.monotonic() < deadline, finish(process)
+        time.sleep(0.05)
+    (os.killpg if whom == "group" else os.kill)(process.pid, ending)
+    status, said = finish(process)
+    deadline = time.monotonic() + 10
+    while alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(process.pid)
+    if ending is not signal.SIGKILL:
+        assert status == 130 and "--resume goes on from there" in said and "Traceback" not in said
+    status, said = finish(start(folder, out))
+    assert status == 2 and "go on with it by --resume, start anew by --overwrite" in said
+    status, said = finish(start(folder, out, "--resume"))
+    assert status == 0, said
+    assert results(folder / out) == results(folder / "whole")
+    left = [p.name for p in (folder / out).rglob("*") if p.name == "checkpoint.pt"]
+    assert not left
+
+
+def test_two_comparisons_in_one_folder(folder: Path) -> None:
+    first = start(folder, "shared")
+    deadline = time.monotonic() + 120
+    while not list((folder / "shared").glob("rows/*")):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    status, said = finish(start(folder, "shared", "--resume"))
+    assert status == 2 and "is in use by another comparison" in said
+    assert finish(first)[0] == 0
