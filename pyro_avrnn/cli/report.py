@@ -106,7 +106,7 @@ def illustrate(out: Path, best: Result, dataset: Dataset) -> list[Path]:
         ]
         with seeded(0), torch.no_grad():
             health = particle_filter(recipe.model, recipe.guide, x.unsqueeze(0), num_particles=128)
-    title = f"Do 128 particles live? {title}"
+    title = f"Do all 128 particles survive? {title}"
     pictures.append(plots.particle_health(health, out / "filter.png", title=title))
     return [out / "posterior.nc", *pictures]
 

@@ -80,7 +80,7 @@ def critic_curves(rows: Table, path: Target) -> Path:
         return style.save(style.figure(6.5, 0.6, "No row of this comparison has a critic."), path)
     shown = critics[:_MOST_CRITICS]
     more = f" (first {len(shown)} of {len(critics)} rows)" if len(critics) > len(shown) else ""
-    title = f"The critics' numbers and the closed-form W2{more}"
+    title = f"Distances by the critics, and the closed-form W2{more}"
     picture = style.figure(max(6.5, 1.2 + 3.1 * len(shown)), 5.8, title)
     grid = picture.subplots(2, len(shown), squeeze=False, sharex="col")
     for (top, bottom), label in zip(grid.T, shown, strict=True):

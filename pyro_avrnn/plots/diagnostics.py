@@ -90,7 +90,7 @@ def particle_health(
         plain(values)[seen, sequence]
         for values in (filtered.ess, filtered.resampled, filtered.unique_ancestors())
     )
-    title = title or f"Do the filter's {particles} particles live? Sequence {sequence}"
+    title = title or f"Do the {particles} particles of the filter survive? Sequence {sequence}"
     picture = style.figure(9.0, 5.6, title)
     top, bottom = picture.subplots(2, 1, sharex=True)
     _sample_sizes(top, steps, ess, resampled, particles)

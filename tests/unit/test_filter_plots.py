@@ -54,7 +54,7 @@ def test_a_filters_axes_say_what_they_measure(drawn: Callable) -> None:
     figure = drawn(plots.particle_health, _filtered((12, 5)), sequence=1)
     said = {*_texts(figure).split("\n")}
     assert {"ESS (particles)", "step t (frames, from 1)", "K / 2", "K = 16"} <= said
-    assert "Do the filter's 16 particles live? Sequence 1" in said
+    assert "Do the 16 particles of the filter survive? Sequence 1" in said
     assert "mine" in _texts(drawn(plots.particle_health, _filtered((3,)), title="mine"))
 
 
