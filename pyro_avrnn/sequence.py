@@ -19,7 +19,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from inference.densities import StepDensities, check_mask
+from inference.densities import StepDensities, check_batch, check_mask
 from pyro_avrnn.rollout import Request, Select, rollout
 from pyro_avrnn.shapes import agree, broadcast_cat, width
 
@@ -212,7 +212,7 @@ class SequenceModel(nn.Module):
             ValueError: a number below 1, a guide of another model, or a tensor of another shape.
         """
         self.require_guide(guide)
-        x, mask = self.check(x, mask)
+        x, mask = check_batch(self, x, mask)
         _register("model", self)
         _register("guide", guide)
         asked = Request(num_particles, z, f, select, start, recompute, compile)
