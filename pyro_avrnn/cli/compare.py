@@ -1,28 +1,25 @@
 """``avrnn compare``: train several rows with several seeds side by side, then report."""
 
-import json
 import multiprocessing
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from inference import seeded
 from inference.files import write_json
 from pyro_avrnn import data
 from pyro_avrnn.cli import report
+from pyro_avrnn.cli.folder import check_writable, emptied, owned, resumed
 from pyro_avrnn.cli.parts import build
 from pyro_avrnn.cli.rows import Training
 from pyro_avrnn.cli.runs import Result, Task, row_folder, run
@@ -53,9 +50,9 @@ def compare(comparison: Comparison, settings: Settings, command: str) -> int:
     _check_parts(trainings, dataset, settings)
     shared = _shared(comparison, settings, dataset, command)
     facts = {name: shared[name] for name in _FACTS}
-    _check_writable(out)
-    with _owned(out):
-        results = _resumed(out, facts) if comparison.resume else _emptied(out, comparison)
+    check_writable(out)
+    with owned(out):
+        results = resumed(out, facts) if comparison.resume else emptied(out, comparison.overwrite)
         (out / "rows").mkdir(exist_ok=True)
         write_json(out / "rows" / "settings.json", facts)
         return _run(trainings, comparison, settings, dataset, results, shared)
@@ -106,19 +103,6 @@ def _check_parts(trainings: list[Training], dataset: Dataset, settings: Settings
             model.check(dataset.train.x[:1], dataset.train.mask[:1])
 
 
-def _check_writable(folder: Path) -> None:
-    """Make the folder, or say in one sentence that nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"--out {folder} is not a folder that can be written to ({error.strerror}); "
-            "give another one"
-        ) from error
-
-
 def _shared(
     comparison: Comparison, settings: Settings, dataset: Dataset, command: str
 ) -> dict[str, Any]:
@@ -156,79 +140,6 @@ def _write(out: Path, results: list[Result], trainings: list[Training]) -> None:
     labels = list(dict.fromkeys([*(t.label for t in trainings), *(r["row"] for r in results)]))
     results.sort(key=lambda r: (labels.index(r["row"]), r["seed"]))
     write_json(out / "results.json", results)
-
-
-def _resumed(out: Path, facts: dict[str, Any]) -> list[Result]:
-    """Finished trainings in the folder, if all of them share these facts.
-
-    Raises:
-        ValueError: a file of another kind, or trainings from other data or with other settings.
-    """
-    path, begun = out / "results.json", out / "rows" / "settings.json"
-    reading, here = path, json.loads(json.dumps(facts))
-    try:
-        earlier = json.loads(path.read_text()) if path.is_file() else []
-        finished = [r for r in earlier if not r["error"]]
-        others = [r["row"] for r in finished if not _agree(r, here)]
-        kept = [r for r in finished if row_folder(out, r["row"], r["seed"]).is_dir()]
-        reading = begun
-        if begun.is_file() and not _agree(json.loads(begun.read_text()), here):
-            others.append("one that was begun")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{reading} is not a results file of this command; remove it or leave out --resume"
-        ) from error
-    if others:
-        raise ValueError(
-            f"--resume: {path} holds row {others[0]!r} made from other data or with other "
-            "settings; give them again, or another --out"
-        )
-    return kept
-
-
-@contextmanager
-def _owned(out: Path) -> Iterator[None]:
-    """Hold the folder; the lock of a process that has died is free."""
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OSError(
-            f"--out {out} is in use by another comparison; wait for it, or give another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _emptied(out: Path, comparison: Comparison) -> list[Result]:
-    """No results; those of an earlier comparison are set aside if the user says so.
-
-    Raises:
-        ValueError: the folder holds results, or trainings that were begun.
-    """
-    results, begun = out / "results.json", list((out / "rows").glob("*/checkpoint.pt"))
-    if not (results.is_file() or begun):
-        return []
-    if not comparison.overwrite:
-        raise ValueError(
-            f"--out {out} holds an earlier comparison; go on with it by --resume, start anew by "
-            "--overwrite, or give another folder"
-        )
-    if results.is_file():
-        results.replace(out / "results.previous.json")
-    derived = [out / name for name in ("table.md", "metrics.csv", "posterior.nc")]
-    for path in (*begun, *derived, *out.glob("*.png")):
-        path.unlink(missing_ok=True)
-    return []
-
-
-def _agree(facts: dict[str, Any], here: dict[str, Any]) -> bool:
-    """Whether earlier facts are those of this command; older files may lack some of them."""
-    settings = asdict(Settings(**facts["settings"]))
-    completed = {"reader": here["reader"], **facts, "settings": settings}
-    return all(completed[name] == value for name, value in here.items())
 
 
 def train(tasks: list[Task], comparison: Comparison, settings: Settings) -> Iterator[Result]:

@@ -122,8 +122,10 @@ def test_all_kinds_of_rows_resume_and_extend(
     said = refused([*base, "--rows", "elbo", "--resume"], capsys)
     assert "made from other data or with other settings" in said
     assert len(read(tmp_path / "out")) == len(second)
-    # without --resume the earlier results are set aside
-    assert main(["compare", *base, "--rows", "elbo"]) == 0
+    # with neither flag the folder is not touched; a new start sets the earlier results aside
+    assert "start anew by --overwrite" in refused([*base, "--rows", "elbo"], capsys)
+    assert len(read(tmp_path / "out")) == len(second)
+    assert main(["compare", *base, "--rows", "elbo", "--overwrite"]) == 0
     assert len(read(tmp_path / "out")) == 1
     assert len(json.loads((tmp_path / "out" / "results.previous.json").read_text())) == len(second)
 
@@ -252,7 +254,7 @@ def test_piano_rolls(tmp_path: Path, serial: None, capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     assert "densities of 0/1 data" in said and "Independent Bernoullis" in said
     assert "scale floor" not in said
-    short = ["compare", *base, "--rows", "rnn", "--segment"]
+    short = ["compare", *base, "--overwrite", "--rows", "rnn", "--segment"]
     assert main([*short, "2"]) == 0
     (row,) = read(out)
     assert row["sequences"] == 2 and row["frames"] == 4 + 5  # the test pieces stay whole

@@ -120,7 +120,8 @@ def test_a_training_that_was_interrupted_ends_as_one_that_was_not(
     assert announced[0] == 6  # what the second part had done when it was last written
     assert without_time(result) == without_time(whole) and whole["error"] is None
     assert same_files(folder, tmp_path / "whole")
-    assert not any((tmp_path / name / "checkpoint.pt").exists() for name in ("whole", "parts"))
+    # the command removes it when the result is written
+    assert all((tmp_path / name / "checkpoint.pt").exists() for name in ("whole", "parts"))
 
 
 def test_the_comparison_of_results_sees_another_seed(tmp_path: Path, waves: Dataset) -> None:
@@ -246,7 +247,8 @@ def test_other_settings_than_those_of_a_training_begun_are_refused(
     np.savez(source, x=np.random.default_rng(1).normal(size=(12, 6, 3)))
     assert "made from other data" in refused([*command, "--resume"], capsys)
     assert read(tmp_path / "out" / "rows" / "settings.json") == settings
-    assert main([*command, "--lr=0.1"]) == 0  # without --resume it is theirs to replace
+    assert "start anew by --overwrite" in refused([*command, "--lr=0.1"], capsys)
+    assert main([*command, "--lr=0.1", "--overwrite"]) == 0
     (result,) = read(tmp_path / "out" / "results.json")
     assert result["settings"]["lr"] == 0.1 and result["steps"] == 9
 
@@ -284,7 +286,7 @@ def test_a_new_start_forgets_what_an_earlier_one_had_begun(
     serial(5)
     assert main(command("parts", "--lr=0.001")) == 130
     serial(1)  # started anew with another rate, and stopped before its first checkpoint
-    assert main(command("parts", "--lr=0.1")) == 130
+    assert main(command("parts", "--lr=0.1", "--overwrite")) == 130
     serial(None)
     assert main(command("parts", "--lr=0.1", "--resume")) == 0
     found = [read(tmp_path / out / "results.json")[0] for out in ("whole", "parts")]

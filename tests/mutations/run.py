@@ -1,11 +1,11 @@
-"""Does the suite notice a fault? Plant each fault of the lists in a copy of the code, run its tests.
+"""Does the suite notice a fault? Plant each fault in a copy of the code and run its tests.
 
     python tests/mutations/run.py                       # all faults, one process a core
     python tests/mutations/run.py adversarial --jobs 1  # those whose file or name has this text
 
-A fault is caught if its tests fail. Survivors are printed last, and the exit status is 1 where one
-survives that is not named as equivalent: a change that no value can show. The run is no part of the
-suite; it takes about 15 seconds a fault on one core.
+A fault is caught if its tests fail. Survivors are printed last; the exit status is 1 where one
+survives that is not named as equivalent: a change that no value can show. The run is no part of
+the suite; it takes about 15 seconds a fault on one core.
 """
 
 import argparse

@@ -503,7 +503,7 @@ def save(path: Path, **arrays: object) -> Path:
 
 def test_npz_standardises_by_training_and_splits_in_a_fixed_way(tmp_path: Path) -> None:
     constant = np.concatenate([REAL, np.full((10, 3, 1), 0.1)], axis=-1)
-    data = load(save(tmp_path / "mine.npz", x=constant, other=np.array(["a"])))
+    data = load(save(tmp_path / "mine.npz", x=constant))
     assert (data.name, data.kind, data.x_dim) == ("mine", "real", 3)
     assert [len(s) for s in (data.train, data.valid, data.test)] == [8, 1, 1]
     names = data.train.names + data.valid.names + data.test.names

@@ -488,7 +488,7 @@ def further_parameter() -> Run:
 
 def without_hook() -> Run:
     run = critic_between_steps()
-    return run._replace(options=run.options | {"hooks": []})
+    return run._replace(options=run.options | {"hooks": [lambda *_: {}]})
 
 
 @pytest.mark.parametrize(

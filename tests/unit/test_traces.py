@@ -112,19 +112,17 @@ def test_an_objective_gives_the_same_loss_by_both_routes(analytic: bool) -> None
     assert_all_close(found[1][1], found[0][1])
 
 
-def test_the_comparison_rejects_a_guide_with_another_scale() -> None:
+def test_the_comparison_rejects_a_guide_with_other_parameters() -> None:
     recipe = CASES["vrnn-filtering-conditional-normal-gru"]()
     x, mask = data(recipe, True)
-
-    def wider(*args: Any) -> None:
-        with pyro.poutine.scale(scale=1.0 + 1e-8):
-            recipe.guide(*args)
-
     torch.manual_seed(7)
-    traced = step_densities(plain(recipe.model), wider, x, mask)
+    traced = step_densities(plain(recipe.model), plain(recipe.guide), x, mask)
+    with torch.no_grad():
+        for parameter in recipe.guide.parameters():
+            parameter.mul_(1.0 + 1e-8)
     torch.manual_seed(7)
     rolled = step_densities(recipe.model, recipe.guide, x, mask)
-    with pytest.raises(AssertionError, match="log_proposal"):
+    with pytest.raises(AssertionError, match="log_"):
         compare(recipe, traced, rolled)
 
 
