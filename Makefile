@@ -7,7 +7,7 @@ PYRO_AVRNN_DATA ?= ../shared/data
 TIMIT ?= $(PYRO_AVRNN_DATA)/timit.zip
 STUDY := $(BIN)/python examples/studies
 
-.PHONY: help demo test lint lint-format lint-rules lint-types lint-sizes hooks compare figures shrink clean \
+.PHONY: help demo test lint lint-format lint-rules lint-types lint-sizes hooks compare figures faults shrink clean \
 	vowels timit tune-vowels tune-timit exact tune-music music music-models speech digits images \
 	zoo swap benchmark
 
@@ -53,6 +53,9 @@ compare: .venv/.installed  ## compare all numbers of the working tree with those
 
 figures: .venv/.installed  ## print the figures of the code: lines, long files and functions, duplicates
 	$(BIN)/python tests/unit/test_house.py
+
+faults: .venv/.installed  ## plant the faults of tests/mutations, name those that no test notices
+	$(BIN)/python tests/mutations/run.py
 
 shrink: .venv/.installed  ## make the pictures and records in examples/results small enough for git
 	$(STUDY)/shrink.py examples/results

@@ -125,8 +125,7 @@ def standardise(
     """
     frames = train.x[train.mask].double()
     mean, std = frames.mean(dim=0), frames.std(dim=0, correction=0)
-    spread, largest = frames.amax(dim=0) - frames.amin(dim=0), frames.abs().amax(dim=0)
-    constant = spread <= 4 * torch.finfo(torch.float32).eps * largest
+    constant = _constant(frames)
     mean, std = torch.where(constant, frames[0], mean), torch.where(constant, 1.0, std)
 
     def apply(data: Sequences) -> Sequences:
@@ -134,6 +133,12 @@ def standardise(
         return Sequences(x.float(), data.mask, data.names)
 
     return apply(train), apply(valid), apply(test), mean.float(), std.float()
+
+
+def _constant(frames: Tensor) -> Tensor:
+    """Which dimensions of frames (frames, X), in raw units, are constant to float32 round-off."""
+    spread, largest = frames.amax(dim=0) - frames.amin(dim=0), frames.abs().amax(dim=0)
+    return spread <= 4 * torch.finfo(torch.float32).eps * largest
 
 
 def independent_baseline(data: Dataset) -> float:
@@ -161,7 +166,7 @@ def independent_baseline(data: Dataset) -> float:
         log_density = p.log()[level_of(test, data.bits)]
     else:
         mean, var = train.mean(dim=0), train.var(dim=0, correction=0)
-        constant = (train == train[0]).all(dim=0)
+        constant = _constant(train * data.std + data.mean)
         if constant.any():
             raise ValueError(
                 f"data {data.name!r} has dimension {int(constant.nonzero()[0])} (counted from 0) "

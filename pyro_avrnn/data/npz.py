@@ -2,7 +2,8 @@
 
 ``x`` is (N, T, X), with ``lengths`` (N,) if it is padded, or (frames, X), the sequences one after
 the other, with ``lengths`` (N,). An optional ``split`` (N,) holds "train", "valid" or "test" (or
-0, 1, 2) for each sequence. Other arrays are ignored. Nothing is ever unpickled.
+0, 1, 2) for each sequence. Arrays of other names are refused. Nothing is ever
+unpickled.
 """
 
 from pathlib import Path

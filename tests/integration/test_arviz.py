@@ -140,6 +140,41 @@ def test_a_plain_pyro_pair_with_a_learnt_parameter() -> None:
     assert set(pyro.get_param_store().keys()) == {"loc"}
 
 
+def test_steps_are_in_the_order_of_their_numbers() -> None:
+    def model(x: Tensor | None, mask: Tensor) -> None:
+        with pyro.plate("sequences", len(mask), dim=-1):
+            for t in range(1, 13):
+                z = pyro.sample(f"z_{t}", dist.Normal(torch.full((1,), 1.0 * t), 1e-3).to_event(1))
+                seen = None if x is None else x[:, t - 1]
+                pyro.sample(f"x_{t}", dist.Normal(-z, 1e-3).to_event(1), obs=seen)
+
+    def guide(x: Tensor, mask: Tensor) -> None:
+        with pyro.plate("sequences", len(mask), dim=-1):
+            for t in range(1, 13):
+                pyro.sample(f"z_{t}", dist.Normal(-x[:, t - 1], 1e-3).to_event(1))
+
+    steps = torch.arange(1.0, 13.0)
+    data: Any = to_arviz(model, guide, -steps[:, None], draws=4)
+    for group in ("prior", "posterior"):
+        z, x = data[group]["z"].values, data[f"{group}_predictive"]["x"].values
+        assert abs(z[0, :, :, 0] - steps.numpy()).max() < 0.02
+        assert abs(x[0, :, :, 0] + steps.numpy()).max() < 0.02
+
+
+def test_a_latent_that_all_steps_share_is_f() -> None:
+    with seeded(2):
+        r = recipes.dsae(X, Z, 6, f_dim=2)
+        r.guide.head.net[-1].bias.data[:2] += 9.0  # the mean of q(f), far from the prior's
+        x = torch.randn(T, X)
+    data: Any = to_arviz(r.model, r.guide, x, draws=DRAWS, seed=4)
+    with seeded(4), torch.no_grad():
+        d: Any = step_densities(r.model, r.guide, x[None], num_particles=DRAWS)
+    f, prior = data["posterior"]["f"], data["prior"]["f"]
+    assert f.dims == prior.dims == ("chain", "draw", "global")
+    assert np.array_equal(f.values[0], d.f[:, 0].numpy())
+    assert abs(prior.values).max() < 5.0 < f.values.mean()
+
+
 @pytest.mark.parametrize("shape", [(2, T, X), (T,), (1, 1, T, X)])
 def test_anything_but_one_sequence_is_refused(shape: tuple[int, ...]) -> None:
     r, _ = trained()

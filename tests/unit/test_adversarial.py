@@ -211,3 +211,76 @@ def test_prior_and_guide_descend_what_the_critic_ascends(sign: float) -> None:
     kind: Callable[[], Divergence] = lambda: wasserstein(FREE)  # noqa: E731
     assert float(kind().penalty(sign * one, sign * other)) == sign * 1.5
     assert float(kind().critic_loss(sign * one, sign * other)) == -sign * 1.5
+
+
+@pytest.mark.parametrize("view", ["conditional", "joint"])
+def test_the_context_is_that_of_a_codes_own_step(view: str) -> None:
+    r, (x, mask) = recipe(view=view), batch()
+    d, critic = r.model.rollout(r.guide, x, mask, num_particles=K), Recorder(view)
+    free(critic).penalty(d)
+    seen = x.where(mask[..., None], 0.0).transpose(0, 1).unsqueeze(1).expand(T, K, B, X)
+    expected = torch.cat([d.h, seen], dim=-1) if view == "joint" else d.h
+    assert all(torch.equal(shown.context, expected) for shown in critic.shown)
+
+
+def test_redrawn_codes_are_their_own_path_in_the_units_they_are_shown_in() -> None:
+    critic = Recorder("trajectory_redrawn")
+    free(critic, standardise=True).penalty(densities(recipe(view="trajectory_redrawn")))
+    assert all(shown.path is shown.z for shown in critic.shown)
+
+
+def test_every_critic_step_climbs_the_slope_over_observed_frames() -> None:
+    r, critic = recipe(view="marginal"), Recorder("marginal")
+    with torch.no_grad():
+        d = densities(r)
+    optim = torch.optim.SGD(critic.parameters(), lr=0.1)
+    found = free(critic, critic_steps=3, optim=optim).improve(d)
+    weight = 0.5
+    for prior, posterior in zip(critic.shown[::2], critic.shown[1::2], strict=True):
+        slope = float(by_hand(d, prior.z, posterior.z, 1.0))  # the score is linear in the weight
+        last, weight = weight * slope, weight + 0.1 * slope
+    assert float(critic.weight.detach()) == pytest.approx(weight, rel=1e-10)
+    assert found["critic_distance"] == pytest.approx(last, rel=1e-10)
+    assert found["critic_loss"] == pytest.approx(-last, rel=1e-10)
+
+
+@pytest.mark.parametrize("detach_state", [True, False])
+def test_the_adversarial_step_reads_no_padding(detach_state: bool) -> None:
+    x, mask = batch()
+    after = []
+    for padding in (0.0, torch.nan):
+        r = recipe(view="marginal")
+        own = [r.model.prior.parameters(), r.guide.parameters()]
+        step = Alternating(free(r.critic), *own, lr=1e-2, detach_state=detach_state)
+        with seeded(5):
+            step.update(r.model, r.guide, x.where(mask[..., None], padding), mask)
+        after.append([p.detach() for p in nn.ModuleList([r.model, r.guide]).parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*after, strict=True))
+
+
+@pytest.mark.parametrize("own_paths", [False, True])
+def test_the_gradient_penalty_looks_on_lines_between_paired_codes(own_paths: bool) -> None:
+    critic, shared = Recorder("trajectory"), torch.randn(T, K, B, Z)
+    prior, posterior = (
+        Codes(z, path=z if own_paths else shared) for z in torch.randn(2, T, K, B, Z)
+    )
+    gradient_penalty().cost(critic, prior, posterior, torch.ones(T, 1, B, dtype=torch.bool))
+    (shown,) = critic.shown
+    share = (shown.z.detach() - posterior.z) / (prior.z - posterior.z)
+    assert_close = torch.testing.assert_close
+    assert_close(share, share[..., :1].expand_as(share), rtol=1e-6, atol=1e-8)
+    assert 0.0 <= float(share.min()) and float(share.max()) <= 1.0
+    assert float(share[..., 0].std()) > 0.1  # each pair has a point of its own
+    assert_close(shown.path, shown.z if own_paths else shared)
+
+
+@pytest.mark.parametrize(("on", "slope"), [("z", 2.0), ("all", 13**0.5)])
+def test_the_slope_in_the_context_counts_where_asked(on: str, slope: float) -> None:
+    class Linear(nn.Module):
+        def forward(self, z: Tensor, context: Tensor, path: Any = None) -> Tensor:
+            return 2.0 * z[..., 0] + 3.0 * context[..., 0]
+
+    context, mask = torch.randn(T, 1, B, H), prefix_mask(LENGTHS).t().unsqueeze(1)
+    sides = [Codes(torch.randn(T, 1, B, Z), context) for _ in range(2)]
+    found = gradient_penalty(3.0, on=on).cost(Linear(), *sides, mask)
+    assert float(found) == pytest.approx(3.0 * (slope - 1.0) ** 2, rel=1e-9)

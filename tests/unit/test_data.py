@@ -517,6 +517,15 @@ def test_npz_standardises_by_training_and_splits_in_a_fixed_way(tmp_path: Path) 
         independent_baseline(data)
 
 
+def test_a_channel_constant_to_round_off_has_no_baseline(tmp_path: Path) -> None:
+    almost = np.full((10, 3, 1), 0.3)
+    almost[0, 0] = 0.1 + 0.2
+    assert (almost != 0.3).any()
+    data = load(save(tmp_path / "mine.npz", x=np.concatenate([REAL, almost], axis=-1)))
+    with pytest.raises(ValueError, match="dimension 2 .* constant"):
+        independent_baseline(data)
+
+
 def test_npz_layouts_agree(tmp_path: Path) -> None:
     lengths = np.array([3, 1, 2] + 7 * [3], dtype="uint64")
     split = np.array(["train"] * 6 + ["valid"] * 2 + ["test"] * 2)
@@ -625,3 +634,19 @@ def test_dataset_refuses_splits_that_differ() -> None:
     one, two = Sequences.from_list(ragged([2])), Sequences.from_list(ragged([2], x_dim=3))
     with pytest.raises(ValueError, match="same number of features"):
         Dataset("a", one, one, two, 0.0, 1.0, "real", None, None, "made up")
+
+
+def test_data_are_binary_only_if_all_sequences_are(tmp_path: Path) -> None:
+    x = REAL.copy()
+    x[4] = 0.0  # a sequence of silence
+    assert npz(save(tmp_path / "a.npz", x=x)).kind == "real"
+
+
+def test_speech_is_standardised_by_its_training_samples(tmp_path: Path) -> None:
+    pytest.importorskip("soundfile", reason="needs pyro-avrnn[audio]")
+    files = {f"timit/dr{r}-fabc{r}/sa1.wav": wav_bytes(500 * r) for r in (1, 7, 8)}
+    data = timit(tree(tmp_path, files) / "timit", frame=250)
+    raw = np.frombuffer(files["timit/dr1-fabc1/sa1.wav"][44:], "<i2").astype(float)
+    assert (data.mean, data.std) == pytest.approx((raw.mean(), raw.std()), rel=1e-12)
+    x = data.train.x[data.train.mask].double()
+    assert float(x.mean()) == pytest.approx(0.0, abs=1e-6)

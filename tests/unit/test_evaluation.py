@@ -405,6 +405,27 @@ def test_a_critics_distance_is_reported_and_nothing_is_trained() -> None:
     assert all(torch.equal(v, before[k]) for k, v in critic.state_dict().items())
 
 
+def test_a_critics_distance_and_its_w2_are_averages_over_frames_in_its_units(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = recipes.avrnn(X, Z, H, critic="feedforward", critic_dim=4)
+    x, mask = data(recipe)
+    adversarial = Adversarial(recipe.critic, standardise=True)
+    monkeypatch.setattr(adversarial, "distance", lambda d: float(len(d.z)))  # longest of two
+    given: dict[str, Any] = {"num_particles": 5, "seed": 1, "adversarial": adversarial}
+    found = evaluate(recipe.model, recipe.guide, x, mask, batch_size=2, **given)
+    # lengths 4 and 2, 5 and 1, 3
+    expected = (6 * 4.0 + 6 * 5.0 + 3 * 3.0) / 15
+    assert found.critic_distance_per_frame == pytest.approx(expected, rel=1e-12)
+    found = evaluate(recipe.model, recipe.guide, x, mask, **given)
+    with seeded(1), torch.no_grad():
+        d = recipe.model.rollout(recipe.guide, x, mask, num_particles=5)
+    p, q, seen = d.prior, d.proposal, d.mask.expand(d.log_weight.shape)
+    squares = (q.mean - p.mean).square() + (q.stddev - p.stddev).square()
+    w2 = (squares / p.stddev.square()).sum(dim=-1).sqrt()[seen].mean().item()
+    assert found.closed_form_w2_per_frame == pytest.approx(w2, rel=1e-10)
+
+
 def test_with_training_data_the_rate_is_split() -> None:
     recipe = CASES[VRNN]()
     x, mask = data(recipe)
@@ -435,3 +456,18 @@ def test_weights_that_hardly_vary_have_a_k_hat_in_float32() -> None:
     # a guide that nearly is the prior, of a model that hardly reads z
     log_weight = (1e-4 * torch.randn(64, 200) - 300.0).float()
     assert pareto_k(log_weight).shape == (200,)
+
+
+def test_the_tail_of_k_hat_is_all_that_exceeds_the_next_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log_weight, seen = torch.randn(100, 1), []
+    monkeypatch.setattr(
+        "inference.weights.fit_generalized_pareto",
+        lambda excess: seen.append(excess) or (0.0, 1.0),
+    )
+    pareto_k(log_weight)
+    ordered = log_weight[:, 0].sort(descending=True).values
+    weights = (ordered - ordered[0]).exp()
+    expected = (weights[:20] - weights[20]).flip(0)  # min(100 / 5, 3 sqrt(100)) weights
+    torch.testing.assert_close(seen[0], expected, rtol=1e-12, atol=0.0)

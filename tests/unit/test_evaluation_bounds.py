@@ -365,7 +365,8 @@ def test_a_sequence_without_steps_adds_nothing_a_frame() -> None:
     more = evaluate(recipe.model, recipe.guide, more_x, more_mask, **given)
     assert (more.sequences, more.frames) == (COUNT + 1, FRAMES)
     for name, value in plain.as_dict().items():
-        if name.endswith(("per_frame", "_scale")) or name == "active_units":
+        of_weights = name.startswith(("effective", "pareto"))
+        if of_weights or name.endswith(("per_frame", "_scale")) or name == "active_units":
             assert getattr(more, name) == value, name
 
 

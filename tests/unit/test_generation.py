@@ -11,6 +11,7 @@ from torch import Size, Tensor, nn
 
 from pyro_avrnn import generation, recipes
 from pyro_avrnn.generation import continue_from, generate, swap_f
+from pyro_avrnn.guides import FilteringGuide
 from pyro_avrnn.models import LGSSM, RNN, ExactSmoother
 from pyro_avrnn.networks import CELLS
 from pyro_avrnn.recipes import Recipe
@@ -301,9 +302,10 @@ def test_dropout_is_off_and_modes_come_back(name: str, training: bool) -> None:
     if name == "dsae":
         calls.append(lambda: swap_f(r.model, r.guide, x, [1, 2, 0]))
     for call in calls:
-        r.model.eval(), r.guide.eval()
+        r.model.encode_x.dropout = 0.0
         torch.manual_seed(1)
         expected = call()
+        r.model.encode_x.dropout = 0.5
         for module in (*r.model.modules(), *r.guide.modules()):
             module.training = training
         r.model.decoder.training = not training  # each part has its own mode
@@ -424,3 +426,31 @@ def test_a_swap_needs_a_step_of_every_sequence() -> None:
     r = recipes.dsae(X, Z, H, F)
     with pytest.raises(ValueError, match="a step of every sequence, but sequence 0"):
         swap_f(r.model, r.guide, torch.zeros(2, 3, X), [1, 0], prefix_mask((0, 3)))
+
+
+class Forgetful(nn.Module):
+    """An encoder of the user's, with dropout, which belongs to the guide alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.out_dim = width
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        return nn.functional.dropout(features, 0.5, self.training)
+
+
+def test_the_guides_own_dropout_is_off() -> None:
+    r = recipes.dsae(X, Z, H, F, guide=lambda m: FilteringGuide(m, encoder=Forgetful(m.c_dim)))
+    x = observations(r, 3, 5)
+    calls: list[Callable[[], Tensor]] = [
+        lambda: continue_from(r.model, r.guide, x, steps=2, num_continuations=2, num_particles=3),
+        lambda: swap_f(r.model, r.guide, x, [1, 2, 0]),
+    ]
+    for call in calls:
+        found = []
+        for training in (False, True):
+            r.guide.train(training)
+            torch.manual_seed(1)
+            found.append(call())
+            assert r.guide.local.encoder.training == training
+        assert_close(*found)

@@ -230,3 +230,14 @@ def test_a_critics_score_depends_on_the_path_before_t_and_on_no_later_code(name:
     scores = critic.eval()(z, None, path)
     (reached,) = torch.autograd.grad(scores[3].sum(), path)
     assert reached[2].any() and not reached[3:].any()
+
+
+def test_a_latent_of_all_steps_weighs_nothing_without_steps() -> None:
+    recipe = recipes.dsae(X, Z, H, 2)
+    x, mask = padded(recipe)
+    mask = mask.index_fill(0, torch.tensor([1]), False)
+    guide = poutine.trace(recipe.guide).get_trace(x, mask)
+    model = poutine.trace(poutine.replay(recipe.model, trace=guide)).get_trace(x, mask)
+    for trace in (guide, model):
+        trace.compute_log_prob()
+        assert (trace.nodes["f"]["log_prob"] != 0.0).tolist() == [True, False, True, True]

@@ -188,3 +188,10 @@ def test_writers_say_what_to_install(
     with pytest.raises(ImportError) as raised:
         write(tmp_path / "a")
     sentence(raised, f"pip install pyro-avrnn[{extra}]")
+
+
+def test_at_a_step_keys_are_released_before_others_are_struck(tmp_path: Path) -> None:
+    mido = pytest.importorskip("mido", reason="needs pyro-avrnn[music]")
+    (track,) = mido.MidiFile(write_midi(tmp_path / "a.mid", np.eye(3))).tracks
+    found = [(m.type, m.note - 21) for m in track if not m.is_meta]
+    assert found == [(kind, key) for key in range(3) for kind in ("note_on", "note_off")]

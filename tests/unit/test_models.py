@@ -21,7 +21,7 @@ from inference import particle_filter
 from inference.densities import StepDensities
 from pyro_avrnn import guides, models, recipes
 from pyro_avrnn.emissions import NormalEmission
-from pyro_avrnn.guides import GUIDES, FilteringGuide, NoLatents
+from pyro_avrnn.guides import GUIDES, FilteringGuide, NoLatents, ResidualGuide
 from pyro_avrnn.models import DMM, DSAE, RNN, SRNN, STORN, VAE, VRNN, GlobalGuide
 from pyro_avrnn.networks import CELLS, GRU, MLP, RecurrentEncoder
 from pyro_avrnn.priors import ConditionalNormal, FlowPrior, GatedNormal, MixturePrior
@@ -601,3 +601,43 @@ def test_a_recipes_own_parts_are_those_of_its_paper() -> None:
         sizes = {"x_dim": 3, "h_dim": 4} | ({} if name == "rnn" else {"z_dim": 2})
         plain, spelt = recipes.RECIPES[name](**sizes), recipes.RECIPES[name](**sizes, **own)
         assert plain.config == spelt.config and own.items() <= plain.config.items()
+
+
+# what is read of a state
+
+
+def test_guides_and_critics_read_all_of_a_state() -> None:
+    """Also what is no output of a cell: x of the step before, z of the step before, f."""
+    states = {
+        "storn": models.STORNState(torch.randn(2, H), torch.randn(2, H)),
+        "srnn": models.SRNNState(torch.randn(2, H), torch.randn(2, Z)),
+        "dsae": models.DSAEState(torch.randn(2, 2 * H), torch.randn(2, F)),
+    }
+    for name, state in states.items():
+        read = torch.cat([state[0][..., :H], state[1]], dim=-1)
+        assert_close(build(name).model.hidden(state), read, name)
+
+
+def test_a_prior_without_a_past_reads_one() -> None:
+    model = build("vae", prior="conditional").model
+    found = model.transition(model.init(torch.Size((2,))))
+    expected, other = (model.prior(torch.full((2, 1), value)) for value in (1.0, 0.0))
+    assert_close(found.mean, expected.mean)
+    assert not torch.allclose(found.mean, other.mean)
+
+
+def test_a_gated_transition_starts_as_the_identity_where_sizes_agree() -> None:
+    square, other = GatedNormal(Z, Z).linear, GatedNormal(Z + 1, Z).linear
+    assert torch.equal(square.weight, torch.eye(Z)) and not square.bias.any()
+    assert other.bias.all()
+
+
+def test_a_residual_guide_lets_gradients_reach_the_prior_where_they_are_wanted() -> None:
+    model = build("vrnn").model
+    guide, state = ResidualGuide(model, (4,)), model.init(torch.Size((2,)))
+    weight = model.prior.net[-1].bias
+    mean = guide.proposal(state, torch.randn(2, H)).mean
+    assert torch.autograd.grad(mean.sum(), weight)[0].any()
+    guide.prior_gradient = False
+    mean = guide.proposal(state, torch.randn(2, H)).mean
+    assert torch.autograd.grad(mean.sum(), weight, allow_unused=True) == (None,)

@@ -10,7 +10,17 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from inference import ELBO, FIVO, NonFiniteLossError, Validation, evaluate, fit, seeded
+from inference import (
+    ELBO,
+    FIVO,
+    NonFiniteLossError,
+    Validation,
+    evaluate,
+    fit,
+    seeded,
+    sequence_codes,
+)
+from inference.modes import evaluating, learning
 from pyro_avrnn import recipes
 from pyro_avrnn.networks import MLP
 from pyro_avrnn.recipes import Recipe
@@ -147,6 +157,26 @@ def test_evaluate_is_in_evaluation_mode_and_restores_the_others() -> None:
     with pytest.raises(ValueError, match="x must have shape"):
         evaluate(recipe.model, recipe.guide, x[..., :1], mask)
     assert modes(recipe) == before
+
+
+def test_codes_are_of_evaluation_mode_and_leave_the_others() -> None:
+    recipe = MAKERS["vrnn"](dropout=0.5)
+    before, watch = mixed(recipe), Watch(recipe)
+    found = sequence_codes(recipe.model, recipe.guide, *batch())
+    assert watch.seen == [False] and modes(recipe) == before
+    again = sequence_codes(in_mode(False, recipe).model, recipe.guide, *batch())
+    assert torch.equal(found.z, again.z) and torch.equal(found.z_draw, again.z_draw)
+
+
+def test_recurrent_layers_stay_in_training_mode_if_that_makes_no_difference() -> None:
+    layers = nn.ModuleList([nn.GRU(2, 3), nn.LSTM(2, 3, num_layers=2, dropout=0.5), nn.Dropout()])
+    layers[1].eval()
+    with evaluating(layers):
+        assert [part.training for part in layers] == [True, False, False]
+        with learning(layers):
+            assert all(part.training for part in layers)
+        assert [part.training for part in layers] == [True, False, False]
+    assert [part.training for part in layers] == [True, False, True]
 
 
 # ---- dropout ----

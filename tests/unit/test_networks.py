@@ -1,5 +1,6 @@
 """What all networks share: activations, sizes that agree, recurrent cells and encoders."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,15 @@ from torch import Tensor, nn
 
 from inference.protocols import at_least
 from pyro_avrnn import recipes
-from pyro_avrnn.networks import ACTIVATIONS, CELLS, DIRECTIONS, MLP, Cell, RecurrentEncoder
+from pyro_avrnn.networks import (
+    ACTIVATIONS,
+    CELLS,
+    DIRECTIONS,
+    MLP,
+    Cell,
+    NormalNetwork,
+    RecurrentEncoder,
+)
 from pyro_avrnn.shapes import agree, broadcast_cat, width
 from tests.unit.table import H, X, Z, assert_close, prefix_mask
 
@@ -171,3 +180,11 @@ def test_a_sequence_of_padding_alone_is_read_without_complaint() -> None:
 def test_an_unknown_direction_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="one of forward, backward, both, got 'sideways'"):
         RecurrentEncoder(3, 5, "sideways")
+
+
+def test_a_scale_has_the_floor_and_the_bias_it_was_given() -> None:
+    network = NormalNetwork(2, 1, (), min_scale=0.25, scale_bias=-3.0)
+    for p in network.parameters():
+        nn.init.zeros_(p)
+    _, scale = network.parameters_of(torch.zeros(2))
+    assert scale.item() == pytest.approx(0.25 + math.log1p(math.exp(-3.0)), rel=1e-12)

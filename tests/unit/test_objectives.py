@@ -450,6 +450,15 @@ def test_dreg_leaves_a_frozen_parameter_frozen_and_the_others_trainable(guide: s
     assert_all_close(part(doubly, "guide"), wanted | {frozen: torch.zeros_like(wanted[frozen])})
 
 
+def test_dreg_leaves_parameters_that_the_model_has_too_as_they_are() -> None:
+    recipe = CASES[FILTERING]()
+    recipe.guide.lent = recipe.model.encode_x  # registered with both, and read by the guide
+    (value, plain), (same, doubly) = both(recipe, *data(recipe))
+    assert torch.equal(value, same)
+    assert identical(part(plain, "model"), part(doubly, "model"))
+    assert not identical(part(plain, "guide"), part(doubly, "guide"))
+
+
 class Interrupted(FilteringGuide):
     """Fails where its parameters are held constant."""
 

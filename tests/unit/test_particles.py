@@ -21,6 +21,7 @@ from inference import (
     seeded,
 )
 from inference.bounds import stretches
+from inference.gradients import ancestor_score
 from inference.particles import Filtered
 from inference.resampling import CRITERIA, RESAMPLERS, Resampler, multinomial
 from inference.weights import log_mean_exp
@@ -752,3 +753,44 @@ def test_some_weights_may_be_zero_and_padding_anything(
     weight = found.log_weight[2, :, 1].detach()
     assert weight.tolist() == [-math.inf, 0.0, -math.inf]
     assert float(log_mean_exp(weight, dim=0)) == pytest.approx(-math.log(3))
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_an_elbo_names_the_step_where_one_particle_has_no_weight(
+    breaking: tuple[Any, Any], kind: str
+) -> None:
+    model, guide = breaking
+    model.broken = {FLAG: [0.0, 0.0, BROKEN[kind][0][-1 if kind != "nan" else 1]]}
+    x = torch.ones(4, 5, 1)
+    x[2, 3] = FLAG
+    message = rf"weights at step 4 of sequence 2 \(counted from 0\) are {BROKEN[kind][1]}; "
+    with pytest.raises(DegenerateWeightsError, match=message):
+        ELBO(num_particles=3)(model, guide, x)
+
+
+# the score of the ancestors
+
+
+def test_a_sequence_is_credited_for_its_own_resamplings_alone() -> None:
+    length, particles, size = 5, 3, 4
+    log_weight = torch.randn(length, particles, size, requires_grad=True)
+    due = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]]).bool()
+    drawn, keep = torch.randint(particles, (4, particles, size)), torch.arange(particles)[:, None]
+    parents = [
+        torch.where(d, p, keep) if d.any() else None for d, p in zip(due, drawn, strict=True)
+    ]
+    by_hand = []
+    for b in range(size):
+        ends = [t for t in range(length - 1) if due[t, b]]
+        begins = [0, *(t + 1 for t in ends)]
+        stretches_of_b = zip(begins, [*begins[1:], length], strict=True)
+        sums = [log_weight[i:j, :, b].sum(dim=0) for i, j in stretches_of_b]
+        gains = [s.detach().exp().mean().log() for s in sums]
+        score = torch.zeros(())
+        for n, t in enumerate(ends):
+            chosen = sums[n].log_softmax(dim=0)[drawn[t, :, b]].sum()
+            score = score + chosen * sum(gains[n + 1 :])
+        by_hand.append(score)
+    found, expected = ancestor_score(log_weight, due, parents), torch.stack(by_hand)
+    assert_close(found.detach(), expected.detach())
+    assert_close(*(torch.autograd.grad(s.sum(), log_weight)[0] for s in (found, expected)))

@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from inference import seeded
 from inference.probes import Codes, LinearProbe, sequence_codes
 from pyro_avrnn import recipes
 from pyro_avrnn.models import LGSSM, ExactFilter, ExactSmoother
@@ -75,6 +76,17 @@ def test_draws_are_of_the_proposals_and_differ_by_seed_alone() -> None:
     assert a.f_draw is not None and c.f_draw is not None
     assert not torch.allclose(a.f_draw, c.f_draw) and torch.equal(a.f, c.f)
     assert a.z_draw.shape == a.z.shape == (len(LENGTHS), 2)
+
+
+def test_a_draw_is_the_average_of_one_path() -> None:
+    r = dsae("full")
+    x, mask = data(r)
+    found = sequence_codes(r.model, r.guide, x, mask, num_particles=3, seed=6)
+    with seeded(6), torch.no_grad():
+        d = r.model.rollout(r.guide, x, mask, num_particles=3)
+    assert found.f_draw is not None and torch.equal(found.f_draw, d.f[0])
+    for b, length in enumerate(LENGTHS):
+        torch.testing.assert_close(found.z_draw[b], d.z[:length, 0, b].mean(dim=0))
 
 
 def test_draws_of_f_have_its_mean_and_scale() -> None:

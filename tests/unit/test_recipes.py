@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from pyro_avrnn import recipes
 from pyro_avrnn.emissions import EMISSIONS
-from pyro_avrnn.guides import GUIDES
+from pyro_avrnn.guides import GUIDES, ResidualGuide
 from pyro_avrnn.priors import PRIORS
 from pyro_avrnn.recipes import TAKES
 
@@ -31,3 +32,24 @@ def test_a_part_takes_the_options_that_its_constructor_has(kind: str, name: str)
 
 def test_the_table_knows_no_other_parts() -> None:
     assert all(TAKES[kind].keys() - {""} <= parts.keys() for kind, parts in KINDS.items())
+
+
+def test_the_users_options_come_before_the_recipes_own() -> None:
+    options = {"hidden": (7, 6), "activation": "tanh", "min_scale": 0.5}
+    own = {f"{part}_options": options for part in ("prior", "guide", "emission")}
+    r = recipes.vrnn(3, 2, 5, min_scale=0.25, activation="elu", **own)
+    for part in (r.model.prior, r.guide.network, r.model.decoder):
+        assert {name: getattr(part, name) for name in options} == options
+
+
+def test_dropout_hides_features_of_x_alone() -> None:
+    r = recipes.vrnn(3, 2, 5, dropout=0.5)
+    assert (r.model.encode_x.dropout, r.model.encode_z.dropout) == (0.5, 0.0)
+
+
+def test_the_guide_of_an_avrnn_does_not_move_the_prior() -> None:
+    r = recipes.avrnn(3, 2, 5)
+    assert isinstance(r.guide, ResidualGuide) and not r.guide.prior_gradient
+    other = recipes.avrnn(3, 2, 5, base="srnn")  # whose own guide is residual too
+    assert isinstance(other.guide, ResidualGuide) and other.guide.prior_gradient
+    assert recipes.avrnn(3, 2, 5, prior_gradient=True).guide.prior_gradient

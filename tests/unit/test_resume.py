@@ -1,8 +1,10 @@
 """Resuming: a run that was interrupted ends as one that was not, bit for bit."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pyro
@@ -185,6 +187,53 @@ def buffers() -> Run:
     return Run(svi, [x[:4], x[4:]], {})
 
 
+class Features(nn.Module):
+    """Features through batch normalisation, in a model that is a module itself."""
+
+    in_dim, out_dim = X_DIM, H_DIM
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(X_DIM, H_DIM), nn.BatchNorm1d(H_DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        return self.norm(h.reshape(-1, H_DIM)).reshape(h.shape)
+
+
+def averages() -> Run:
+    recipe = recipes.vrnn(X_DIM, Z_DIM, H_DIM)
+    recipe.model.encode_x = features = Features()
+
+    def bound() -> float:  # the first validation, at step 3, is the best
+        return -float(features.norm.num_batches_tracked)
+
+    svi = SVI(recipe.model, recipe.guide, pyro.optim.Adam(ADAM), ELBO())
+    x, mask = data()
+    batches = [(x[:4], mask[:4]), (x[4:], mask[4:])]
+    return Run(svi, batches, {"validation": Validation(bound, every=3)})
+
+
+def seldom_model(x: Tensor) -> None:
+    loc = pyro.param("seldom", torch.tensor(0.3)) if x.shape[1] == 3 else 0.0
+    with pyro.plate("sequences", len(x), dim=-1):
+        z = pyro.sample("z_1", dist.Normal(0.0, 1.0))
+        pyro.sample("x_1", dist.Normal(z + loc, 1.0), obs=x[:, 0, 0])
+
+
+def seldom_guide(x: Tensor) -> None:
+    loc = pyro.param("gain", torch.tensor(0.2)) * x[:, 0, 0]
+    with pyro.plate("sequences", len(x), dim=-1):
+        pyro.sample("z_1", dist.Normal(loc, 0.8))
+
+
+def seldom() -> Run:
+    """A parameter that one batch of four asks for."""
+    x, _ = data()
+    svi = SVI(seldom_model, seldom_guide, pyro.optim.Adam(ADAM), Trace_ELBO())
+    return Run(svi, [x, *[x[:, :2]] * 3], {})
+
+
 def global_model(x: Tensor) -> None:
     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
     with pyro.plate("sequences", len(x), dim=-1):
@@ -206,6 +255,8 @@ CASES: list[Callable[[], Run]] = [
     plain_functions,
     without_seed,
     buffers,
+    averages,
+    seldom,
     autoguide,
 ]
 
@@ -234,7 +285,9 @@ def process(
     options |= run.options | {"checkpoint": checkpoint} | more
     history = fit(run.svi, run.batches, **options)
     in_place = {name: p.detach() for name, p in pyro.get_param_store().named_parameters()}
-    further = [getattr(run.svi.model, "__self__", None), *options.get("keep", ())]
+    model = run.svi.model
+    in_place |= dict(model.named_buffers()) if isinstance(model, nn.Module) else {}
+    further = [getattr(model, "__self__", None), *options.get("keep", ())]
     in_place |= {str(i): m.state_dict() for i, m in enumerate(further) if m is not None}
     return Outcome(history, in_place, {} if path is None else torch.load(path, weights_only=True))
 
@@ -292,6 +345,22 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     unsaved = process(case, None)
     assert not [*differences(whole.in_place, unsaved.in_place)]  # writing changes nothing
     assert not [*differences(vars(whole.history), vars(unsaved.history))]
+
+
+def test_a_state_may_be_written_twice_without_the_parameters_it_holds(tmp_path: Path) -> None:
+    whole = process(seldom, tmp_path / "whole.pt")
+    assert not compared(whole, resumed(seldom, tmp_path / "parts.pt", 2, 4, every=1))
+
+
+def test_the_seconds_of_a_resumed_run_are_those_of_all_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()  # a look at the clock takes a second
+    clock = SimpleNamespace(monotonic=lambda: float(next(ticks)))
+    monkeypatch.setattr("inference.training.time", clock)
+    whole = process(scheduled_vrnn, None)
+    parts = resumed(scheduled_vrnn, tmp_path / "parts.pt", 5, 8)
+    assert whole.history.seconds == parts.history.seconds == STEPS
 
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
@@ -413,6 +482,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space left"):
         process(scheduled_vrnn, tmp_path / "parts.pt")
+    assert not list(tmp_path.glob(".*"))  # the half file is gone
     found = process(scheduled_vrnn, tmp_path / "parts.pt", new=True, resume=True)
     assert not compared(whole, found)
 

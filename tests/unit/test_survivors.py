@@ -9,7 +9,17 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from inference import ELBO, FIVO, IWAE, Validation, evaluate, fit, rate_split, seeded
+from inference import (
+    ELBO,
+    FIVO,
+    IWAE,
+    Validation,
+    evaluate,
+    fit,
+    information,
+    rate_split,
+    seeded,
+)
 from inference.densities import StepDensities
 from inference.particles import particle_filter
 from inference.resampling import Selection
@@ -140,6 +150,30 @@ def test_the_mismatchs_error_clusters_frames_by_sequence(
     assert split.aggregate_mismatch_se == pytest.approx(expected, rel=1e-12)
 
 
+def test_frames_know_their_sequence_in_sets_of_any_size() -> None:
+    lengths = tuple(1 + b % T for b in range(70))
+    with seeded(1):
+        r = recipes.vrnn(X, Z, H)
+        x = torch.randn(len(lengths), T, X)
+    frames = information._frames(r.model, r.guide, x, prefix_mask(lengths))
+    assert frames.sequence.bincount().tolist() == list(lengths)
+
+
+def test_the_classifier_stops_where_frames_it_has_not_seen_say() -> None:
+    noise, features, zeros = torch.randn(40, 1), torch.randn(40, 2), torch.zeros(40)
+    frames = information._Frames(noise + 1.0, noise - 1.0, features, zeros, zeros.long())
+    against = frames._replace(posterior=frames.prior, prior=frames.posterior)
+    ratio = information._LogRatio(frames, 8, 8.0)
+    start = {name: p.clone() for name, p in ratio.state_dict().items()}
+
+    def moved(stopping: Any) -> bool:
+        information._fit_classifier(ratio, frames, stopping, 60)
+        return any(not torch.equal(p, start[name]) for name, p in ratio.state_dict().items())
+
+    assert not moved(against)  # whatever it learns is wrong there
+    assert moved(frames)
+
+
 def test_fivo_selects_by_the_weight_of_f_too_but_not_for_an_empty_sequence() -> None:
     with seeded(4):
         r = recipes.dsae(X, Z, H, f_dim=3)
@@ -228,3 +262,14 @@ def test_a_selection_knows_the_mask() -> None:
     zeros = torch.zeros(4, 2)
     selection(0, zeros, zeros, zeros)
     assert selection.resampled[0].tolist() == [True, False]
+
+
+def test_f_weighs_nothing_in_a_sequence_without_a_step() -> None:
+    with seeded(4):
+        r = recipes.dsae(X, Z, H, f_dim=3)
+    x, mask = torch.randn(2, 3, X), prefix_mask((3, 0))
+    with torch.no_grad():
+        found = particle_filter(r.model, r.guide, x, mask, num_particles=5)
+    assert not found.log_evidence_path[:, 1].any()
+    even = torch.full((3, 5), -math.log(5))
+    torch.testing.assert_close(found.log_weight[:, :, 1], even, rtol=1e-12, atol=0.0)

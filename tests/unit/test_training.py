@@ -96,13 +96,17 @@ def test_without_validation_the_last_parameters_stay() -> None:
     assert (history.best_step, history.best_bound) == (0, -math.inf)
 
 
-def test_a_validation_batch_is_scored_by_iwae_with_the_same_draws_every_time() -> None:
+@pytest.mark.parametrize("seed", [0, 5, None])
+def test_a_validation_batch_is_scored_by_iwae_with_the_same_draws_every_time(
+    seed: int | None,
+) -> None:
     recipe = pair()
     x, mask = batch()
     # a learning rate of 0: the bound must not move
     svi = svi_of(recipe, lr=0.0)
-    history = train(recipe, svi=svi, validation=Validation((x, mask), 2, num_particles=7))
-    with seeded(0), torch.no_grad():
+    validation = Validation((x, mask), 2, num_particles=7)
+    history = train(recipe, svi=svi, validation=validation, seed=seed)
+    with seeded(seed or 0), torch.no_grad():
         weight = recipe.model.rollout(recipe.guide, x, mask, num_particles=7).log_weight
     expected = float(iwae(weight).sum()) / sum(LENGTHS)
     bounds = [row["validation_bound"] for row in history.rows if "validation_bound" in row]
@@ -187,6 +191,15 @@ def test_clip_norm_bounds_the_gradient_a_frame_that_reaches_the_optimiser(
     assert all(norm > 1e-3 for norm in reported)
     expected = [min(norm, bound) for norm in reported]
     assert [norm / frames for norm in optim.norms] == pytest.approx(expected, rel=1e-10)
+
+
+def test_x_alone_is_counted_in_frames_as_with_a_mask() -> None:
+    x, found = batch()[0], []
+    for data in ((x, torch.ones(x.shape[:2], dtype=torch.bool)), (x, None), x):
+        pyro.clear_param_store()
+        history = train(pair(), batches=[data], steps=1)
+        found.append([history.rows[0][name] for name in ("loss", "gradient_norm", "elbo")])
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize(
@@ -398,7 +411,8 @@ def test_a_hook_that_returns_nan_stops_the_run_and_is_named() -> None:
     assert all(p.isfinite().all() for p in copied(recipe).values())
 
 
-def test_parameters_that_a_hook_breaks_are_not_kept() -> None:
+@pytest.mark.parametrize("prior_too", [True, False])
+def test_parameters_that_a_hook_breaks_are_not_kept(prior_too: bool) -> None:
     recipe, critic, seen = pair(), nn.Linear(1, 1), []
 
     def hook(model: Any, guide: Any, *_: Any) -> dict[str, float]:
@@ -406,7 +420,7 @@ def test_parameters_that_a_hook_breaks_are_not_kept() -> None:
         if len(seen) < 3:
             return {}
         with torch.no_grad():
-            for p in (*model.prior.parameters(), *critic.parameters()):
+            for p in (*model.prior.parameters(), *critic.parameters())[0 if prior_too else -2 :]:
                 p.fill_(math.nan)
         return {"critic_loss": math.nan}
 

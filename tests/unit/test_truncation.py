@@ -252,6 +252,15 @@ def test_batches_follow_each_other_and_windows_of_padding_are_skipped() -> None:
     assert not torch.equal(kept.densities[1].states[0][0], initial[0])
 
 
+@pytest.mark.parametrize(("steps", "inside"), [(1, True), (2, False), (3, True), (4, False)])
+def test_a_run_ends_with_a_state_only_inside_a_batch(steps: int, inside: bool) -> None:
+    recipe = build("vrnn")
+    svi = SVI(recipe.model, recipe.guide, Still(recipe), ELBO())
+    batch = data(recipe)
+    history = fit(svi, [batch], steps=steps, truncate=math.ceil(T / 2), progress=False)
+    assert (history.carried is not None) == inside
+
+
 def test_validation_is_not_cut() -> None:
     bounds = []
     for truncate in (None, 2):

@@ -229,6 +229,25 @@ def test_steps_are_found_however_sites_are_named(case: str) -> None:
     assert found.active_units is not None and found.active_units <= 1
 
 
+@pytest.mark.parametrize("padding", [torch.nan, 1e300])
+def test_padding_of_a_plain_program_is_overwritten(padding: float) -> None:
+    def model(x: Tensor, mask: Tensor) -> None:
+        with pyro.plate("sequences", len(x), dim=-1):
+            for t in range(1, x.shape[1] + 1):
+                with poutine.mask(mask=mask[:, t - 1]):
+                    z = pyro.sample(f"z_{t}", dist.Normal(torch.zeros(len(x), Z), 1.0).to_event(1))
+                    emission = dist.Normal(z.sum(-1, keepdim=True), 1.0).to_event(1)
+                    pyro.sample(f"x_{t}", emission, obs=x[:, t - 1, :1])
+
+    x, mask = data(), prefix_mask((4, 2, 3))
+    padded = x.where(mask[..., None], padding)
+    for score in (
+        lambda x: evaluate(model, own_guide, x, mask, num_particles=5).as_dict(),
+        lambda x: sequence_codes(model, own_guide, x, mask).z.tolist(),
+    ):
+        assert score(padded) == score(x)
+
+
 def test_pyros_module_form() -> None:
     r, x = library(), data()
     module = ELBO()(r.model, r.guide)
@@ -238,3 +257,17 @@ def test_pyros_module_form() -> None:
     with seeded(7):
         other = ELBO()(r.model, r.guide, x)
     assert torch.equal(one, other)
+
+
+def test_the_scale_of_a_subsampled_plate_multiplies_penalties_too() -> None:
+    class Distance:
+        weight, name = 0.4, "distance"
+
+        def penalty(self, densities: Any) -> Tensor:
+            return densities.z.square().mean()
+
+    found = []
+    for case in ("subsampled", "z_t"):  # 3 of 30 sequences, and 3 of 3
+        with seeded(7):
+            found.append(ELBO(penalties=[Distance()])(*CASES[case](), data()))
+    torch.testing.assert_close(found[0], 10.0 * found[1], rtol=1e-10, atol=0)
