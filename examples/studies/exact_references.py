@@ -34,10 +34,9 @@ from inference.calibration import calibrate
 from inference.files import write_csv
 from pyro_avrnn import plots
 from pyro_avrnn.models import LGSSM, ExactFilter, ExactSmoother, LGSSMState
-from pyro_avrnn.sequence import SequenceGuide
 
 
-class Scaled(SequenceGuide):
+class Scaled(ExactSmoother):
     """The exact smoother with the deviation of every proposal multiplied by a factor.
 
     A proposal's mean is linear in the previous z, so this scales the posterior about its mean.
@@ -45,15 +44,11 @@ class Scaled(SequenceGuide):
 
     def __init__(self, model: LGSSM, factor: float) -> None:
         super().__init__(model)
-        self.exact, self.factor = ExactSmoother(model), factor
-
-    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        """c_t of the exact smoother."""
-        return self.exact.encode(x, mask)
+        self.factor = factor
 
     def proposal(self, state: LGSSMState, c_t: Tensor) -> dist.Distribution:
         """q(z_t | z_{t-1}, x_{t:T}), as wide as the factor says."""
-        q = self.exact.proposal(state, c_t)
+        q = super().proposal(state, c_t)
         scale_tril = self.factor * q.scale_tril
         return dist.MultivariateNormal(q.mean, scale_tril=scale_tril, validate_args=False)
 

@@ -21,18 +21,15 @@ from tests.unit.table import prefix_mask
 SURE = 1e-3  # exact guides are turned down by chance this seldom, and seeds are fixed
 
 
-class Scaled(SequenceGuide):
+class Scaled(ExactSmoother):
     """The exact smoother, every proposal's deviation multiplied by a factor."""
 
     def __init__(self, model: LGSSM, factor: float) -> None:
         super().__init__(model)
-        self.exact, self.factor = ExactSmoother(model), factor
-
-    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.exact.encode(x, mask)
+        self.factor = factor
 
     def proposal(self, state: LGSSMState, c_t: Tensor) -> dist.Distribution:
-        q = self.exact.proposal(state, c_t)
+        q = super().proposal(state, c_t)
         scale_tril = self.factor * q.scale_tril
         return dist.MultivariateNormal(q.mean, scale_tril=scale_tril, validate_args=False)
 
