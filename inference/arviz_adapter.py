@@ -14,6 +14,7 @@ from pyro.infer import Predictive
 from torch import Tensor
 
 from inference.densities import StepDensities
+from inference.modes import evaluating
 from inference.protocols import Program
 from inference.random import seeded
 from inference.traces import step_densities, time_index
@@ -40,7 +41,8 @@ def to_arviz(
 
     The draws of one guide are one chain, so R-hat is meaningless here. The log-likelihood is
     log p(x_t | z_t, h_t) of each frame under draws of q, which are not exact posterior draws, and
-    whose z_t has seen that frame. ``az.loo`` therefore warns of a large k-hat, rightly.
+    whose z_t has seen that frame. ``az.loo`` therefore warns of a large k-hat, rightly. Model and
+    guide are in evaluation mode meanwhile.
 
     Args:
         model: a Pyro program that draws x when called with ``(None, mask)``.
@@ -66,7 +68,7 @@ def to_arviz(
             f"x must be one sequence of shape (T, X), got {tuple(x.shape)}; slice off its padding"
         )
     mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    with seeded(seed):
+    with seeded(seed), evaluating(model, guide):
         d = step_densities(model, guide, x, mask, num_particles=draws)
         if d.emission is None:
             raise NotImplementedError("the emission must be given as one distribution over time")

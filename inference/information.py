@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inference.divergences import normal_parameters
+from inference.modes import evaluating
 from inference.protocols import Program
 from inference.random import seeded
 from inference.traces import step_densities
@@ -56,6 +57,8 @@ def rate_split(
         bound: largest log-ratio it may give; the estimate is a lower bound for any value.
         seed: seed of draws and initial weights.
 
+    Model and guide are in evaluation mode meanwhile.
+
     Raises:
         ValueError: fewer than 5 training sequences.
     """
@@ -66,10 +69,12 @@ def rate_split(
     with seeded(seed):
         order = torch.randperm(len(train[0]))
         stop = max(len(order) // 5, 1)
-        fitting, stopping = (
-            _frames(model, guide, train[0][i], train[1][i]) for i in (order[stop:], order[:stop])
-        )
-        reading = _frames(model, guide, *heldout)
+        with evaluating(model, guide):
+            fitting, stopping = (
+                _frames(model, guide, *(part[i] for part in train))
+                for i in (order[stop:], order[:stop])
+            )
+            reading = _frames(model, guide, *heldout)
         ratio = _LogRatio(fitting, width, bound)
         _fit_classifier(ratio, fitting, stopping, steps)
     with torch.no_grad():

@@ -110,7 +110,8 @@ def particle_filter(
 ) -> Filtered:
     """Filter sequences step by step, each with K particles; differentiable.
 
-    Gradients are those of log Z_hat with the resampled indices held fixed, as in FIVO.
+    Gradients are those of log Z_hat with the resampled indices held fixed, as in FIVO. Modules
+    stay in their mode, so that this can train; call ``eval()`` first to filter without dropout.
 
     Args:
         model: a model with single steps.

@@ -17,8 +17,10 @@ from inference import (
     Validation,
     evaluate,
     fit,
+    rate_split,
     seeded,
     sequence_codes,
+    to_arviz,
 )
 from inference.modes import evaluating, learning
 from pyro_avrnn import recipes
@@ -166,6 +168,25 @@ def test_codes_are_of_evaluation_mode_and_leave_the_others() -> None:
     assert watch.seen == [False] and modes(recipe) == before
     again = sequence_codes(in_mode(False, recipe).model, recipe.guide, *batch())
     assert torch.equal(found.z, again.z) and torch.equal(found.z_draw, again.z_draw)
+
+
+def test_the_rate_split_is_of_evaluation_mode_and_leaves_the_others() -> None:
+    recipe = MAKERS["vrnn"](dropout=0.5)
+    before, watch = mixed(recipe), Watch(recipe)
+    found = rate_split(recipe.model, recipe.guide, batch(), batch(), steps=2)
+    assert watch.seen == [False] and modes(recipe) == before
+    in_mode(False, recipe)
+    assert rate_split(recipe.model, recipe.guide, batch(), batch(), steps=2) == found
+
+
+def test_draws_for_arviz_are_of_evaluation_mode_and_leave_the_others() -> None:
+    recipe = MAKERS["vrnn"](dropout=0.5)
+    before, watch = mixed(recipe), Watch(recipe)
+    found = to_arviz(recipe.model, recipe.guide, batch()[0][0], draws=3)
+    assert watch.seen == [False] and modes(recipe) == before
+    again = to_arviz(in_mode(False, recipe).model, recipe.guide, batch()[0][0], draws=3)
+    for group in ("posterior", "prior_predictive", "sample_stats"):
+        assert found[group].equals(again[group])
 
 
 def test_recurrent_layers_stay_in_training_mode_if_that_makes_no_difference() -> None:
