@@ -12,6 +12,7 @@ import pyro
 import torch
 from pyro.infer import Predictive
 from torch import Tensor
+from torch.distributions import Independent
 
 from inference.densities import StepDensities
 from inference.modes import evaluating
@@ -36,6 +37,7 @@ def to_arviz(
     draws: int = 500,
     seed: int = 0,
     frame_seconds: float | None = None,
+    by_feature: bool = False,
 ) -> Any:
     """Collect draws of guide and model for one unpadded sequence in the format of ArviZ.
 
@@ -51,6 +53,9 @@ def to_arviz(
         draws: number of draws of each distribution.
         seed: seed of all draws.
         frame_seconds: length of a frame; the coordinate ``time`` is then in seconds.
+        by_feature: split the log-likelihood of a frame into that of its features, in the shape
+            of the data: ``az.loo`` then leaves out one feature of one frame, and ``az.loo_pit``
+            and ``az.plot_loo_pit``, which need that shape, work.
 
     Returns:
         ``InferenceData`` or ``DataTree`` with groups posterior, prior, prior_predictive,
@@ -60,7 +65,8 @@ def to_arviz(
 
     Raises:
         ValueError: more than one sequence, another rank, or sites not named z_1, ..., x_1, ...
-        NotImplementedError: an emission that is not one distribution over time.
+        NotImplementedError: an emission that is not one distribution over time, or, with
+            ``by_feature``, one that is not an ``Independent`` of its features.
     """
     x = x.unsqueeze(0) if x.ndim == 2 else x
     if x.ndim != 3 or len(x) != 1:
@@ -73,6 +79,7 @@ def to_arviz(
         if d.emission is None:
             raise NotImplementedError("the emission must be given as one distribution over time")
         predictive = d.emission.sample()
+        log_likelihood = _of_features(d.emission, x) if by_feature else d.log_emission
         store = pyro.get_param_store()
         with store.scope(store.get_state()):  # discards what the model registers
             free = Predictive(model, num_samples=draws, parallel=True)(None, mask)
@@ -83,7 +90,20 @@ def to_arviz(
         "global": np.arange(0 if d.f is None else d.f.shape[-1]),
         "feature": np.arange(x.shape[-1]),
     }
-    return _container(_groups(d, x, predictive, free), coords)
+    groups = _groups(d, x, predictive, free)
+    groups["log_likelihood"] = {"x": _draws_first(log_likelihood)}
+    return _container(groups, coords, ["time", "feature"][: 1 + by_feature])
+
+
+def _of_features(emission: Any, x: Tensor) -> Tensor:
+    """Log-densities of each feature of x ``(1, T, X)``, ``(T, K, 1, X)``."""
+    single = isinstance(emission, Independent) and emission.reinterpreted_batch_ndims == 1
+    if not single or emission.base_dist.event_shape:
+        raise NotImplementedError(
+            "by_feature=True needs an emission that is an Independent of one distribution a "
+            f"feature, got {type(emission).__name__}; use by_feature=False"
+        )
+    return emission.base_dist.log_prob(x[0, :, None, None])
 
 
 def _groups(
@@ -98,7 +118,6 @@ def _groups(
     groups = {
         "posterior": posterior,
         "posterior_predictive": {"x": _draws_first(predictive)},
-        "log_likelihood": {"x": _draws_first(d.log_emission)},
         "prior": prior,
         "prior_predictive": {"x": _sites(free, "x")},
         "sample_stats": {
@@ -111,7 +130,9 @@ def _groups(
     return {name: group for name, group in groups.items() if group}
 
 
-def _container(groups: dict[str, dict[str, np.ndarray]], coords: dict[str, np.ndarray]) -> Any:
+def _container(
+    groups: dict[str, dict[str, np.ndarray]], coords: dict[str, np.ndarray], scored_by: list[str]
+) -> Any:
     with warnings.catch_warnings():  # 0.23 announces its own refactoring
         warnings.simplefilter("ignore", FutureWarning)
         import arviz as az  # here, because importing it takes longer than all the rest
@@ -122,8 +143,8 @@ def _container(groups: dict[str, dict[str, np.ndarray]], coords: dict[str, np.nd
             return az.from_dict(parts, coords=coords, dims=dims)
         return az.from_dict(**parts, coords=coords, dims=dims)
 
-    # the same variable name with the feature dimension summed out
-    scored = build({"log_likelihood": groups.pop("log_likelihood")}, {"x": ["time"]})
+    # the same variable name, as a rule with the feature dimension summed out
+    scored = build({"log_likelihood": groups.pop("log_likelihood")}, {"x": scored_by})
     data = build(groups, _DIMS)
     if one_dict:
         data["log_likelihood"] = scored["log_likelihood"]

@@ -40,6 +40,17 @@ def fivo(log_weight: Tensor, resampled: Tensor) -> Tensor:
     return log_mean_exp(stretches(log_weight, resampled), dim=1).sum(dim=0)
 
 
+def evidence_path(log_weight: Tensor, resampled: Tensor) -> Tensor:
+    """Log-evidence estimates of the steps up to each one, ``(T, B)``; arguments as for `fivo`."""
+    done, summed, rows = log_weight.new_zeros(log_weight.shape[-1]), log_weight[0], []
+    for t in range(len(log_weight)):
+        rows.append(done + log_mean_exp(summed, dim=0))
+        if t + 1 < len(log_weight):
+            done = torch.where(resampled[t], rows[-1], done)
+            summed = torch.where(resampled[t], 0.0, summed) + log_weight[t + 1]
+    return torch.stack(rows)
+
+
 def stretches(log_weight: Tensor, resampled: Tensor) -> Tensor:
     """Log-weights summed between resamplings, ``(S, K, B)``; arguments as for :func:`fivo`.
 

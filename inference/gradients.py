@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference.bounds import iwae, stretches, temper, tempered
+from inference.bounds import evidence_path, iwae, stretches, temper, tempered
 from inference.densities import StepDensities
 from inference.divergences import normal_parameters
-from inference.weights import log_mean_exp
 
 
 def doubly_reparameterised(
@@ -50,20 +49,28 @@ def doubly_reparameterised(
 
 
 def ancestor_score(
-    log_weight: Tensor, resampled: Tensor, parents: Sequence[Tensor | None]
+    log_weight: Tensor,
+    resampled: Tensor,
+    parents: Sequence[Tensor | None],
+    expected: Tensor | float = 0.0,
 ) -> Tensor:
     """Sum over resamplings of log P(ancestors) times what was gained after them, (B,).
+
+    Without what is expected its gradient's deviation grows as the root of K: the gain is many
+    nats, and the score of K choices is the sum of K. With it, it is bounded in K.
 
     Args:
         log_weight: ``(T, K, B)``, each step's own.
         resampled: ``(T - 1, B)`` bool, whether particles were resampled after a step.
         parents: of each of these steps the indices ``(K, B)``, or None where none resampled.
+        expected: ``(T, B)``, a guess of the log-evidence gained after each step, made without
+            knowing these parents, such as another filter's.
 
     Source: Naesseth et al. (2018), https://arxiv.org/abs/1705.11140, eq. 8.
     """
     sums = stretches(log_weight, resampled)  # (S, K, B)
-    gain = log_mean_exp(sums, dim=1).detach()
-    later = gain.flip(0).cumsum(dim=0).flip(0) - gain  # (S, B), of the stretches after
+    path = evidence_path(log_weight.detach(), resampled)
+    surprise = path[-1] - path - expected  # (T, B)
     log_choice = sums.log_softmax(dim=1)
     count = resampled.long().cumsum(dim=0) - 1  # which stretch ended, (T - 1, B)
     total = log_weight.new_zeros(log_weight.shape[-1])
@@ -73,8 +80,7 @@ def ancestor_score(
         stretch = count[t].clamp(min=0)
         index = stretch.expand(1, *chosen_at_t.shape)
         chosen = log_choice.gather(0, index)[0].gather(0, chosen_at_t).sum(dim=0)
-        reward = later.gather(0, stretch.unsqueeze(0))[0]
-        total = total + torch.where(resampled[t], chosen * reward, 0.0)
+        total = total + torch.where(resampled[t], chosen * surprise[t], 0.0)
     return total
 
 

@@ -13,7 +13,16 @@ import torch
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 
-from inference.bounds import analytic_kl, elbo, fivo, iwae, rate, reconstruction, tempered
+from inference.bounds import (
+    analytic_kl,
+    elbo,
+    evidence_path,
+    fivo,
+    iwae,
+    rate,
+    reconstruction,
+    tempered,
+)
 from inference.densities import StepDensities, select_particles
 from inference.gradients import ancestor_score, doubly_reparameterised
 from inference.protocols import HasRollout, Penalty, Program, counts, require_stepwise
@@ -275,8 +284,10 @@ class FIVO(Objective):
     The gradient holds the resampled indices fixed, as its authors do: biased, but far less
     noisy. The score-function term makes it unbiased where the times of resampling do not depend
     on the weights (criterion "always"); with an adaptive criterion the jumps at its threshold
-    stay unseen. ``terms`` other than the bound average over the filter's particles, and so do
-    penalties, whose critic is trained on draws that were not resampled.
+    stay unseen. A second filter, without gradients, says what evidence was to be expected, so
+    that the term's noise does not grow with K. ``terms`` other than the bound average over the
+    filter's particles, and so do penalties, whose critic is trained on draws that were not
+    resampled.
 
     Args (and those of :class:`Objective`):
         resampler: "multinomial", "stratified", "systematic" or a function.
@@ -293,6 +304,7 @@ class FIVO(Objective):
     criterion: str | Criterion = "ess"
     score_function: bool = False
     _selection: Selection | None = field(default=None, init=False, repr=False)
+    _expected: Tensor | float = field(default=0.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -326,7 +338,16 @@ class FIVO(Objective):
         weight = self.clock.weight(self.kl_weight)
         mask = args[1] if len(args) > 1 else None
         self._selection = Selection(self.resampler, self.criterion, mask, weight)
-        return super().draw(model, guide, *args, select=self._selection, **given)
+        densities = super().draw(model, guide, *args, select=self._selection, **given)
+        if self.score_function and torch.is_grad_enabled():
+            # a criterion of one's own may count its calls, which are this filter's
+            criterion = self.criterion if isinstance(self.criterion, str) else "ess"
+            select = Selection(self.resampler, criterion, mask, weight)
+            with torch.no_grad():
+                other = tempered(super().draw(model, guide, *args, select=select, **given), weight)
+                path = evidence_path(other, select.events(other))
+            self._expected = path[-1] - path
+        return densities
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """log Z_hat, shape (B,)."""
@@ -335,7 +356,7 @@ class FIVO(Objective):
         resampled = selection.events(log_weight)
         bound = fivo(log_weight, resampled)
         if self.score_function and bool(resampled.any()):
-            score = ancestor_score(log_weight, resampled, selection.parents)
+            score = ancestor_score(log_weight, resampled, selection.parents, self._expected)
             bound = bound + score - score.detach()
         return bound
 

@@ -82,9 +82,10 @@ class FilteringGuide(SequenceGuide):
     def _set_up(self, model: SequenceModel) -> None:
         """Finish a subclass's guide, given the options that only this one has."""
 
-    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
+    def encode(self, x: Tensor, mask: Tensor, start: Any = None) -> Tensor:
         """The encoder's outputs, or the features of x, ``(B, T, C)``."""
-        features = self.features(x)
+        read: Any = self.features  # those that go on take the start
+        features = read(x) if start is None else read(x, start)
         return features if self.encoder is None else self.encoder(features, mask)
 
     def proposal(self, state: Any, c_t: Tensor) -> dist.Distribution:

@@ -8,6 +8,7 @@ mode).
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from inspect import signature
 from typing import Any, NamedTuple, Protocol
 
 import pyro.distributions as dist
@@ -31,6 +32,7 @@ class SequenceProgram(Stepwise, Protocol):
 
     z_dim: int
     f_dim: int
+    features_go_on: bool
 
     def hidden(self, state: Any) -> Tensor:
         """h_t, ``(*batch, H)``: the part of a state that guides and critics read."""
@@ -80,7 +82,7 @@ def rollout(
     choose = _chooser(asked.select, mask, shared)
     run = _Run(model, guide, learnable(guide), asked.compile, choose)
     with _faster(x, particles):
-        c = guide.encode(x, mask).transpose(0, 1)  # (T, B, C)
+        c = _encoded(model, guide, x, mask, asked.start).transpose(0, 1)  # (T, B, C)
     x, observed = x.transpose(0, 1), mask.t().unsqueeze(1)
     if asked.recompute is None:
         piece = run.piece(state, c, x, asked.z, range(len(x)))
@@ -105,6 +107,18 @@ def rollout(
         prior_f=shared.prior,
         proposal_f=shared.proposal,
     )
+
+
+def _encoded(model: SequenceProgram, guide: Any, x: Tensor, mask: Tensor, start: Any) -> Tensor:
+    """c, ``(B, T, C)``; features that run through time go on from the start of a window."""
+    if start is None or not model.features_go_on:
+        return guide.encode(x, mask)
+    if "start" not in signature(guide.encode).parameters:
+        raise NotImplementedError(
+            f"the features of x of a {type(model).__name__} go on from window to window, so "
+            f"{type(guide).__name__} must have encode(x, mask, start) and give start to features"
+        )
+    return guide.encode(x, mask, start)
 
 
 class _Shared(NamedTuple):

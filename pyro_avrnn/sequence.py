@@ -42,6 +42,7 @@ class SequenceModel(nn.Module):
     support: constraints.Constraint = constraints.real
     expects: str = "finite real numbers"
     padding: float = 0.0  # a value of the support that padded steps are overwritten with
+    features_go_on: bool = False  # whether ``features`` reads steps before t
 
     def __init__(
         self,
@@ -114,7 +115,9 @@ class SequenceModel(nn.Module):
         """Features of observations that the model owns and a guide borrows. Default: x itself.
 
         Args:
-            x: ``(*batch, T, X)``; what is said of step t may depend on steps before t, too.
+            x: ``(*batch, T, X)``; what is said of step t may depend on steps before t, too. A
+                model for which it does says ``features_go_on`` and takes ``start``, the state
+                ``(K, B, ...)`` before step 1, of a series that goes on.
 
         Returns:
             ``(*batch, T, C)``.
@@ -223,7 +226,14 @@ class SequenceModel(nn.Module):
 
         Raises:
             ValueError: naming the argument, what was expected and what arrived.
+            NotImplementedError: inside a jit trace, which would check its first batch alone.
         """
+        if torch.jit.is_tracing():
+            raise NotImplementedError(
+                f"{type(self).__name__} cannot be traced by torch.jit, as JitTrace_ELBO does: the "
+                "trace would take the mask and length of its first batch for those of all; use "
+                "ELBO(compile=True), or Trace_ELBO"
+            )
         if x is None:
             if mask is None:
                 raise ValueError("mask (B, T) is needed to draw x: it gives B and T")

@@ -8,7 +8,7 @@ backward encoder, which reads [d_t, x_t] as in eq. 10) that sees d_t as well as 
 z_0 and d_1 are zero.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -38,6 +38,8 @@ class SRNN(SequenceModel):
         cell: advances its memory by one step on ``phi(x_t)``; never sees a latent.
         encode_x: the feature map phi of x, owned by the model.
     """
+
+    features_go_on = True
 
     def __init__(
         self,
@@ -78,10 +80,11 @@ class SRNN(SequenceModel):
         """d_t and z_{t-1}, ``(*batch, H + Z)``."""
         return broadcast_cat(self.cell.output(state.memory), state.z)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, start: Any = None) -> Tensor:
         """d_t and phi(x_t) of every step, ``(*batch, T, H + C)``, for backward encoders."""
         phi = self.encode_x(x)
-        memories = [self.cell.initial(x.shape[:-2])]
+        # all particles of a sequence have read the same x, hence have the same d
+        memories = [self.cell.initial(x.shape[:-2]) if start is None else start.memory[0]]
         for t in range(x.shape[-2] - 1):
             memories.append(self.cell(phi[..., t, :], memories[-1]))
         return torch.cat([self.cell.output(torch.stack(memories, dim=-2)), phi], dim=-1)

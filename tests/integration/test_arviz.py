@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import arviz as az
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -239,3 +240,25 @@ def test_the_file_opens_in_a_process_that_knows_only_arviz(tmp_path: Path) -> No
     assert lines[2] == f"{T * Z} False True"  # R-hat is not reported: one chain
     assert lines[3] == f"({T},) {T} True True"
     assert lines[4] == "True"
+
+
+def test_loo_pit_is_the_share_of_reweighted_draws_below_the_data() -> None:
+    r, x = trained()
+    whole: Any = to_arviz(r.model, r.guide, x, draws=DRAWS)
+    data: Any = to_arviz(r.model, r.guide, x, draws=DRAWS, by_feature=True)
+    by_feature = data["log_likelihood"]["x"]
+    assert by_feature.dims == ("chain", "draw", "time", "feature")
+    np.testing.assert_allclose(by_feature.sum("feature"), whole["log_likelihood"]["x"], rtol=1e-9)
+    pit = az.loo_pit(data, y="x")
+    log_weight, _ = az.psislw(-by_feature.stack(__sample__=("chain", "draw")))
+    drawn = data["posterior_predictive"]["x"].stack(__sample__=("chain", "draw")).values
+    below = (np.exp(log_weight.values) * (drawn <= x.numpy()[..., None])).sum(axis=-1)
+    np.testing.assert_allclose(np.asarray(pit), below, rtol=1e-9)
+    with pytest.raises(ValueError, match="same shape"):  # ArviZ's own sentence
+        az.loo_pit(whole, y="x")
+
+
+def test_features_that_depend_on_each_other_are_not_split() -> None:
+    r = recipes.vrnn(X, Z, 6, emission="mixture")
+    with pytest.raises(NotImplementedError, match="by_feature=True needs an emission"):
+        to_arviz(r.model, r.guide, torch.rand(T, X), draws=3, by_feature=True)

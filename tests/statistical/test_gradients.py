@@ -20,6 +20,7 @@ import torch
 from torch import Size, Tensor
 
 from inference import FIVO, IWAE
+from inference.gradients import ancestor_score
 from pyro_avrnn import recipes
 from pyro_avrnn.recipes import Recipe
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
@@ -247,13 +248,15 @@ class Estimates(NamedTuple):
     gradient: Tensor  # (B, 2)
 
 
-def estimates(lengths: tuple[int, ...], loss: type[FIVO] = FIVO, **options: Any) -> Estimates:
+def estimates(
+    lengths: tuple[int, ...], loss: type[FIVO] = FIVO, size: int = SIZE, **options: Any
+) -> Estimates:
     """FIVO's value and gradients, one of each a sequence; lengths take turns."""
-    theta = torch.tensor(THETA).unsqueeze(1).repeat(1, SIZE).requires_grad_()
+    theta = torch.tensor(THETA).unsqueeze(1).repeat(1, size).requires_grad_()
     model = Switch(theta)
-    steps = torch.tensor(lengths).repeat(SIZE // len(lengths))
+    steps = torch.tensor(lengths).repeat(size // len(lengths))
     longest = max(lengths)
-    x = torch.tensor(X[:longest]).reshape(1, longest, 1).expand(SIZE, -1, -1)
+    x = torch.tensor(X[:longest]).reshape(1, longest, 1).expand(size, -1, -1)
     mask = torch.arange(longest) < steps.unsqueeze(1)
     kept: list[Tensor] = []
 
@@ -262,14 +265,14 @@ def estimates(lengths: tuple[int, ...], loss: type[FIVO] = FIVO, **options: Any)
             kept.append(super().objective(densities, kl_weight))
             return kept[-1]
 
-    objective = Kept(num_particles=2, resampler="multinomial", **options)
+    objective = Kept(**{"num_particles": 2, "resampler": "multinomial"} | options)
     total = objective(model, Coin(model), x, mask)
     assert torch.allclose(total, -kept[0].sum())
     return Estimates(kept[0].detach(), -torch.autograd.grad(total, theta)[0].t())
 
 
 def next_stretch_only(
-    log_weight: Tensor, resampled: Tensor, parents: Sequence[Tensor | None]
+    log_weight: Tensor, resampled: Tensor, parents: Sequence[Tensor | None], expected: Tensor
 ) -> Tensor:
     """A planted fault: ancestors are credited with the stretch that follows, not with all."""
     total = torch.zeros(log_weight.shape[-1])
@@ -323,6 +326,25 @@ def test_the_enumeration_rejects_a_score_that_looks_one_stretch_ahead(
     off = deviations(three.gradient, exact(3, kl_weight, (1, 2))[1]).max()
     print(f"one stretch ahead, exponent {kl_weight}: off by {off:.1f} s.e.")
     assert off > 5.0
+
+
+def test_the_noise_of_the_score_does_not_grow_with_the_particles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def noise(particles: int) -> Tensor:
+        options = {"criterion": "always", "score_function": True, "num_particles": particles}
+        return estimates((3,), size=1000, **options).gradient.std(dim=0)
+
+    few, many = noise(4), noise(64)
+    monkeypatch.setattr(
+        "inference.objectives.ancestor_score", lambda *args: ancestor_score(*args[:3])
+    )
+    few_blind, many_blind = noise(4), noise(64)
+    print(f"a gradient's deviation, K = 4 and 64: {few.tolist()} and {many.tolist()}; without")
+    print(f"what is expected {few_blind.tolist()} and {many_blind.tolist()}")
+    # the blind score grows with the root of K, here from 4 to 64, the other does not
+    assert bool((many < 1.3 * few).all()) and bool((many_blind > 2.0 * few_blind).all())
+    assert bool((many < 0.25 * many_blind).all())
 
 
 def test_the_enumeration_rejects_another_value() -> None:

@@ -20,7 +20,7 @@ from inference import (
     particle_filter,
     seeded,
 )
-from inference.bounds import stretches
+from inference.bounds import evidence_path, stretches
 from inference.gradients import ancestor_score
 from inference.particles import Filtered
 from inference.resampling import CRITERIA, RESAMPLERS, Resampler, multinomial
@@ -215,6 +215,9 @@ def test_fivo_is_the_running_product_by_hand(
     for b, finished in enumerate(products):
         padded = finished + [[1.0] * particles] * (len(found) - len(finished))
         assert_close(found[:, :, b].exp(), torch.tensor(padded))
+    path = evidence_path(log_weight, resampled)
+    for t in range(len(mask)):
+        assert_close(path[t], torch.tensor(by_hand(log_weight[: t + 1], resampled[:t])[0]))
 
 
 def test_planted_faults_differ_from_the_product_by_hand() -> None:
@@ -792,5 +795,14 @@ def test_a_sequence_is_credited_for_its_own_resamplings_alone() -> None:
             score = score + chosen * sum(gains[n + 1 :])
         by_hand.append(score)
     found, expected = ancestor_score(log_weight, due, parents), torch.stack(by_hand)
+    surprise = torch.randn(length, size)
+    less = ancestor_score(log_weight, due, parents, surprise)
+    for b in range(size):
+        for t in [t for t in range(length - 1) if due[t, b]]:
+            begin = max([s + 1 for s in range(t) if due[s, b]], default=0)
+            sums = log_weight[begin : t + 1, :, b].sum(dim=0)
+            chosen = sums.log_softmax(dim=0)[drawn[t, :, b]].sum()
+            less = less + surprise[t, b] * chosen * (torch.arange(size) == b)
+    assert_close(less.detach(), expected.detach())
     assert_close(found.detach(), expected.detach())
     assert_close(*(torch.autograd.grad(s.sum(), log_weight)[0] for s in (found, expected)))
