@@ -37,7 +37,7 @@ class Cycle:
         if batch is None:
             raise ValueError("batches must hold at least one batch, and be iterable again")
         self.position += 1
-        self.batch = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        self.batch = _as_tuple(batch)
         return self.batch
 
     def state(self) -> dict[str, Any]:
@@ -45,29 +45,32 @@ class Cycle:
         names = ("passes", "position", "epoch", "random")
         return {name: getattr(self, name) for name in names}
 
-    def seek(self, state: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """Go to the position of another; return the first batch of that pass.
+    def seek(self, state: Mapping[str, Any], visit: Callable[[tuple[Tensor, ...]], None]) -> None:
+        """Go to the position of another, and show every batch on the way.
 
         Raises:
             ValueError: a pass is shorter than that.
         """
-        if state["epoch"] is not None and self._epoch() is not None:
-            self.batches.epoch, self.passes = state["epoch"], state["passes"] - 1
+        known = state["epoch"] is not None and self._epoch() is not None
+        if known and state["passes"] > 1:  # the pass before shows all batches there are
+            self.batches.epoch, self.passes = state["epoch"] - 1, state["passes"] - 2
         while self.passes < state["passes"] - 1:  # a generator of their own moves with each pass
-            self._begin()
-            for _ in self._rest:
-                pass
+            visit(next(self))
+            for batch in self._rest:
+                visit(_as_tuple(batch))
+            self._rest = iter(())
+        if known:
+            self.batches.epoch = state["epoch"]
         set_random_state(state["random"])
-        self._rest = iter(())
-        first = next(self)
-        while self.passes == state["passes"] and self.position < state["position"]:
-            next(self)
+        while self.passes < state["passes"] or (
+            self.passes == state["passes"] and self.position < state["position"]
+        ):
+            visit(next(self))
         if self.passes != state["passes"]:
             raise ValueError(
                 f"batches must be those of the interrupted run, which had {state['position']} "
                 "in a pass, and here are fewer; give the same data and batch size"
             )
-        return first
 
     def _begin(self) -> None:
         self.epoch, self.random = self._epoch(), random_state()
@@ -117,17 +120,17 @@ class Windows:
         start = None if self.start is None else list(self.start)
         return self.cycle.state() | {"given": self._given, "start": start}
 
-    def seek(self, state: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """Go to the position of another; return the first window of the pass."""
-        first = self.cycle.seek(state)
-        if self.length is None:
-            return first
+    def seek(self, state: Mapping[str, Any], visit: Callable[[tuple[Tensor, ...]], None]) -> None:
+        """Go to the position of another, and show the first window of every batch on the way."""
+        length = self.length
+        if length is None:
+            return self.cycle.seek(state, visit)
+        self.cycle.seek(state, lambda batch: visit(_window(batch, 0, length)))
         self._open(self.cycle.batch)
         self._given = state["given"]
         if state["start"] is not None:
-            kind, device = type(self.model.init(torch.Size((1,)))), first[0].device
+            kind, device = type(self.model.init(torch.Size((1,)))), self.cycle.batch[0].device
             self.start = kind(*(tensor.to(device) for tensor in state["start"]))
-        return _window(first, 0, self.length)
 
     def _open(self, batch: tuple[Tensor, ...]) -> None:
         x, mask = (*batch, None)[:2]
@@ -136,6 +139,10 @@ class Windows:
         assert isinstance(x, Tensor)
         self._steps = x.shape[1] if mask is None else int(mask.any(dim=0).sum())
         self._given, self.start = 0, None
+
+
+def _as_tuple(batch: Any) -> tuple[Any, ...]:
+    return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
 
 def _window(batch: tuple[Any, ...], begin: int, end: int) -> tuple[Any, ...]:

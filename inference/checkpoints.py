@@ -146,7 +146,13 @@ class Checkpoint:
         for name, here in (self.run | {"parts with a state": [*self.states]}).items():
             if there.get(name) != here:
                 raise self._of_another_run(f"{name} {there.get(name)!r}, here {here!r}")
-        stored = self._register(self.windows.seek(content["batches"]))
+        stored: dict[str, Tensor] = {}
+
+        def visit(batch: tuple[Tensor, ...]) -> None:  # until all have been asked for
+            if not stored or content["parameters"].keys() - stored:
+                stored.update(self._register(batch))
+
+        self.windows.seek(content["batches"], visit)
         self._compare(content["parameters"], stored)
         for name, part in self.states.items():
             try:
@@ -179,17 +185,18 @@ class Checkpoint:
         return content
 
     def _register(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """The run's parameters by name, all in the store, which a new process has empty.
+        """Parameters that a batch asks for, now in the store, which a new process has empty.
 
-        The loss is evaluated once: only the programs know the constraints of their
-        ``pyro.param``, and an autoguide sets itself up. All that this draws or moves is
-        overwritten afterwards.
+        The loss is evaluated: only the programs know the constraints of their ``pyro.param``, and
+        an autoguide sets itself up. All that this moves is overwritten afterwards.
         """
+        before = random_state()  # of which batches on the way may be drawn
         with (
             suppress(ArithmeticError),  # of weights, when all parameters have been asked for
             poutine.trace(param_only=True) as capture,
         ):
             self.svi.evaluate_loss(*batch)
+        set_random_state(before)
         stored = dict(pyro.get_param_store().named_parameters())
         return {name: stored[name] for name in capture.trace.nodes if name in stored}
 

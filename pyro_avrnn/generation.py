@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from inference.densities import require_steps
 from inference.modes import evaluating
 from inference.protocols import counts
-from pyro_avrnn.sequence import SequenceGuide, SequenceModel
+from pyro_avrnn.sequence import SequenceGuide, SequenceModel, require_taken
 
 
 @torch.no_grad()
@@ -45,6 +45,7 @@ def generate(
         torch.Size([4, 6, 3])
     """
     counts(1, size=size, length=length)
+    require_taken("model", model)
     if f is not None:
         _require_f("f", model)
     with evaluating(model):

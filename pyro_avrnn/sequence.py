@@ -18,6 +18,7 @@ from pyro import poutine
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
+from torch.utils.weak import WeakIdKeyDictionary
 
 from inference.densities import StepDensities, check_batch, check_mask
 from pyro_avrnn.rollout import Request, Select, rollout
@@ -86,8 +87,15 @@ class SequenceModel(nn.Module):
         """Refuse a guide that was built for another model, whose functions it has borrowed.
 
         Raises:
-            ValueError: a guide of another model; both are named with their sizes.
+            ValueError: a guide of another model, both named with their sizes; or a parameter
+                store with values for model or guide that were loaded and not taken.
         """
+        self._require_own(guide)
+        require_taken("model", self)
+        if isinstance(guide, nn.Module):
+            require_taken("guide", guide)
+
+    def _require_own(self, guide: Any) -> None:
         other = getattr(getattr(guide, "init", None), "__self__", self)
         if other is not self and isinstance(other, SequenceModel):
             here, there = (
@@ -214,7 +222,7 @@ class SequenceModel(nn.Module):
             NotImplementedError: a guide with parameters to learn that is not reparameterised.
             ValueError: a number below 1, a guide of another model, or a tensor of another shape.
         """
-        self.require_guide(guide)
+        self._require_own(guide)
         x, mask = check_batch(self, x, mask)
         _register("model", self)
         _register("guide", guide)
@@ -338,20 +346,45 @@ def _masked(mask: Tensor | None, t: int) -> Any:
     return nullcontext() if mask is None else poutine.mask(mask=mask[:, t - 1])
 
 
+_OWNED = WeakIdKeyDictionary()  # parameters of modules of this process, seen here
+
+
+def require_taken(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """Refuse a parameter store with values for a module that no module has taken: a loaded one.
+
+    Without ``update_module_params`` the module would go on with the values it was made with.
+
+    Returns:
+        Tensors of other modules that stand under this one's names.
+    """
+    stored, others = dict(pyro.get_param_store().named_parameters()), {}
+    for path, parameter in module.named_parameters():
+        _OWNED[parameter] = True
+        site = f"{name}$$${path}"
+        other = stored.get(site, parameter)
+        if other not in _OWNED:
+            raise ValueError(
+                f"the parameter store holds values for {site!r} that no module has taken, as "
+                f"after load(); call pyro.module({name!r}, {name}, update_module_params=True) to "
+                "take them, or pyro.clear_param_store() to drop them"
+            )
+        if other is not parameter:
+            others[site] = other
+    return others
+
+
 def _register(name: str, module: nn.Module) -> None:
     """``pyro.module``, refusing a store that holds another module's tensors under these names.
 
-    Under no handler nobody asks for parameters: a bare call leaves the store alone.
+    Under no handler nobody asks for parameters: a bare call may stand beside a trained module.
     """
+    others = require_taken(name, module)
     if not am_i_wrapped():
         return
-    stored = dict(pyro.get_param_store().named_parameters())
-    for path, parameter in module.named_parameters():
-        other = stored.get(f"{name}$$${path}")
-        if other is not None and other is not parameter:
-            raise ValueError(
-                f"the parameter store holds another {name}'s tensor under '{name}$$${path}', so "
-                f"this {name} would not be trained; call pyro.clear_param_store() first, or work "
-                "inside pyro.get_param_store().scope()"
-            )
+    for site in others:
+        raise ValueError(
+            f"the parameter store holds another {name}'s tensor under {site!r}, so this {name} "
+            "would not be trained; call pyro.clear_param_store() first, or work inside "
+            "pyro.get_param_store().scope()"
+        )
     pyro.module(name, module)

@@ -1,6 +1,9 @@
 """Plain Pyro works on a model and a guide of this library, with nothing of ours around them."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
@@ -13,7 +16,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.ops.stats import effective_sample_size
 from torch import Size, Tensor
 
-from inference import ELBO
+from inference import ELBO, evaluate
 from pyro_avrnn import recipes
 from pyro_avrnn.recipes import Recipe
 from pyro_avrnn.sequence import SequenceModel
@@ -294,6 +297,61 @@ def test_a_second_pair_in_one_store_is_refused_until_it_is_cleared(
     pyro.clear_param_store()
     losses, moved = train(second, *args)
     assert moved and sum(losses[-5:]) < sum(losses[:5])
+
+
+READER = """
+import sys
+import pyro, torch
+from pyro.infer import SVI
+from inference import ELBO, evaluate, particle_filter
+from pyro_avrnn import recipes
+from pyro_avrnn.generation import generate
+
+torch.set_default_dtype(torch.float64)
+r = recipes.vrnn(2, 2, 4)
+x = torch.ones(2, 3, 2)
+pyro.get_param_store().load(sys.argv[1])
+svi = SVI(r.model, r.guide, pyro.optim.Adam({"lr": 1e-2}), ELBO())
+verbs = {
+    "bare": lambda: r.model(x),
+    "guide": lambda: r.guide(x),
+    "evaluate": lambda: evaluate(r.model, r.guide, x, seed=0),
+    "filter": lambda: particle_filter(r.model, r.guide, x, num_particles=2),
+    "generate": lambda: generate(r.model, 1, 2),
+    "loss": lambda: ELBO()(r.model, r.guide, x),
+    "svi": lambda: svi.step(x),
+}
+for taken in (False, True):
+    for name, verb in verbs.items():
+        try:
+            found = verb()
+            print(name, found.iwae_per_frame if name == "evaluate" else "ran")
+        except ValueError as error:
+            assert "update_module_params=True" in str(error), error
+            print(name, "refused")
+    pyro.module("model", r.model, update_module_params=True)
+    pyro.module("guide", r.guide, update_module_params=True)
+"""
+
+
+def test_a_store_loaded_in_a_new_process_is_taken_before_it_is_used(tmp_path: Path) -> None:
+    r, x = recipes.vrnn(2, 2, 4), torch.ones(2, 3, 2)
+    svi = SVI(r.model, r.guide, pyro.optim.Adam({"lr": 1e-2}), ELBO())
+    svi.step(x)
+    pyro.get_param_store().save(str(tmp_path / "store.pt"))
+    trained = evaluate(r.model, r.guide, x, seed=0)
+    done = subprocess.run(
+        [sys.executable, "-c", READER, str(tmp_path / "store.pt")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    verbs = ["bare", "guide", "evaluate", "filter", "generate", "loss", "svi"]
+    assert lines[:7] == [f"{verb} refused" for verb in verbs]
+    expected = {"evaluate": str(trained.iwae_per_frame)}
+    assert lines[7:] == [f"{verb} {expected.get(verb, 'ran')}" for verb in verbs]
 
 
 def test_a_second_guide_for_the_same_model_is_refused_too() -> None:

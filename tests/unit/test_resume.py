@@ -234,6 +234,28 @@ def seldom() -> Run:
     return Run(svi, [x, *[x[:, :2]] * 3], {})
 
 
+def seldom_and_late() -> Run:
+    """The same, asked for by the third batch of a pass."""
+    x, _ = data()
+    run = seldom()
+    return run._replace(batches=[x[:, :2], x[:, :2], x, x[:, :2]])
+
+
+def seldom_in_random_order() -> Run:
+    """The same, and each batch is drawn as it is asked for."""
+    x, _ = data()
+
+    class Drawn:
+        epoch = 0
+
+        def __iter__(self) -> Iterator[Tensor]:
+            self.epoch += 1
+            for i in range(4):
+                yield (x if i == 2 else x[:, :2])[torch.randperm(len(x))[:3]]
+
+    return seldom()._replace(batches=Drawn())
+
+
 def global_model(x: Tensor) -> None:
     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
     with pyro.plate("sequences", len(x), dim=-1):
@@ -257,6 +279,8 @@ CASES: list[Callable[[], Run]] = [
     buffers,
     averages,
     seldom,
+    seldom_and_late,
+    seldom_in_random_order,
     autoguide,
 ]
 
