@@ -21,6 +21,7 @@ from inference.weights import log_mean_exp
 from pyro_avrnn import recipes
 from pyro_avrnn.models import LGSSM, ExactFilter, ExactSmoother, LGSSMState
 from tests.reference import kalman
+from tests.reference.unbiased import deviation
 from tests.unit.table import observations, prefix_mask
 
 SERIES = (0.4, 1.2, 0.1, 0.9, 1.4)
@@ -70,12 +71,6 @@ def batch(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     return x, mask, log_z.repeat(copies)
 
 
-def deviation(log_z_hat: Tensor, log_z: Tensor | float) -> float:
-    """How many standard errors the average of Z_hat / Z is from 1."""
-    ratio = (log_z_hat - log_z).exp()
-    return float((ratio.mean() - 1) / (ratio.std() / math.sqrt(len(ratio))))
-
-
 def simulate(
     lengths: tuple[int, ...],
     resampler: str | Callable[[Tensor], Tensor] = "systematic",
@@ -95,6 +90,15 @@ def log_z_hat(d: StepDensities, selection: Selection) -> Tensor:
 
 
 # unbiased
+
+
+def test_one_huge_ratio_is_no_estimate() -> None:
+    """It carries mean and error alike: the mean is 51 for 1, one standard error off."""
+    ratio = torch.randn(20_000).mul(0.3).exp().div(math.exp(0.045))
+    assert abs(deviation(ratio.log(), 0.0)) < 5
+    ratio[7] = 1e6
+    naive = (ratio.mean() - 1) / (ratio.std() / math.sqrt(len(ratio)))
+    assert abs(naive) < 5 and deviation(ratio.log(), 0.0) == math.inf
 
 
 @pytest.mark.parametrize("case", LENGTHS)

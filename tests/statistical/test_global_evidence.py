@@ -20,6 +20,7 @@ from torch import Size, Tensor
 from inference import ELBO, FIVO, IWAE, elbo, evaluate, iwae, particle_filter
 from pyro_avrnn.networks import diagonal_normal
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
+from tests.reference.unbiased import deviation
 from tests.unit.table import prefix_mask
 
 R = 0.7
@@ -113,11 +114,6 @@ def repeated(length: int) -> tuple[Tensor, Tensor, Tensor]:
     x = torch.tensor([0.9, -0.4, 1.6, 0.7])[:length].reshape(1, -1, 1).expand(REPEATS, -1, 1)
     mask = torch.ones(REPEATS, length, dtype=torch.bool)
     return x, mask, evidence(x[:1], mask[:1])
-
-
-def deviation(log_z_hat: Tensor, log_z: Tensor) -> float:
-    ratio = (log_z_hat - log_z).exp()
-    return float((ratio.mean() - 1) / (ratio.std() / math.sqrt(len(ratio))))
 
 
 ESTIMATES: dict[str, Callable[..., Tensor]] = {

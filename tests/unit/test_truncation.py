@@ -32,6 +32,7 @@ from pyro_avrnn import recipes
 from pyro_avrnn.models.lgssm import LGSSM
 from pyro_avrnn.recipes import Recipe
 from tests.reference import kalman
+from tests.reference.unbiased import deviation
 from tests.unit.table import (
     assert_all_close,
     assert_close,
@@ -341,8 +342,7 @@ class Waves:
         """How far the mean of exp(sum of the windows' bounds) is off, in standard errors."""
         steps = math.ceil(self.batch[0].shape[1] / truncate)
         kept, _ = windows(self, loss, self.batch, truncate, steps)
-        ratio = (kept.total() - self.log_evidence()).exp()
-        return float((ratio.mean() - 1.0) / (ratio.std() / math.sqrt(len(ratio))))
+        return deviation(kept.total(), self.log_evidence())
 
 
 def unweighed(self: Objective, densities: Any) -> None:
