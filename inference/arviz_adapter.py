@@ -4,7 +4,9 @@ The only file that imports arviz. Works with 0.2x (``InferenceData``) and 1.x (`
 """
 
 import inspect
+import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from inference.densities import StepDensities
+from inference.files import atomically
 from inference.modes import evaluating
 from inference.protocols import Program
 from inference.random import seeded
@@ -93,6 +96,19 @@ def to_arviz(
     groups = _groups(d, x, predictive, free)
     groups["log_likelihood"] = {"x": _draws_first(log_likelihood)}
     return _container(groups, coords, ["time", "feature"][: 1 + by_feature])
+
+
+def write_arviz(data: Any, path: str | os.PathLike[str]) -> Path:
+    """Write what :func:`to_arviz` gave as netCDF, whole or not at all, for ``az.from_netcdf``.
+
+    It is made in memory: where a disk fills under it, HDF5 takes the process along.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    tree = data.to_datatree() if hasattr(data, "to_datatree") else data
+    content = tree.to_netcdf(engine="h5netcdf")
+    return atomically(path, lambda file: file.write_bytes(content))
 
 
 def _of_features(emission: Any, x: Tensor) -> Tensor:

@@ -13,12 +13,22 @@ import torch
 
 
 def atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
-    """Call ``write`` with a temporary path in the same folder, then move the file into place."""
+    """Call ``write`` with a temporary path in the same folder, then move the file into place.
+
+    Raises:
+        OSError: it cannot be written; a full disk is an error of another kind in each library.
+    """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         os.replace(temporary, target)
+    except (OSError, RuntimeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).partition("\n")[0]
+        raise OSError(
+            f"{target} cannot be written ({reason}); make room on the disk, or write elsewhere. A "
+            "file that was there is as it was"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return target
@@ -57,6 +67,11 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> N
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write indented JSON; numbers that are not finite become null, as JSON has none."""
     text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write text, whole or not at all."""
     atomically(path, lambda temporary: temporary.write_text(text))
 
 

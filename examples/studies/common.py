@@ -24,6 +24,7 @@ from inference import (
     fit,
     seeded,
 )
+from inference.files import write_text
 from inference.objectives import Objective
 from pyro_avrnn.cli import main as avrnn
 from pyro_avrnn.cli.runs import commit
@@ -207,7 +208,7 @@ def compare(
 
 def publish(out: Path, name: str, text: str, *others: str) -> None:
     """Print a table, write it to ``out``, and name the files that lie there."""
-    (out / name).write_text(text + "\n")
+    write_text(out / name, text + "\n")
     print(f"\n{text}\n\nwritten to {out}: {', '.join([name, *others])}")
 
 

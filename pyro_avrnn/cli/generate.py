@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import MISSING, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inference import seeded
+from inference.files import atomically
 from pyro_avrnn import data, media, plots, recipes
 from pyro_avrnn.cli.options import option
 from pyro_avrnn.cli.report import validation_bound
@@ -131,7 +133,7 @@ def _write(out: Path, made: dict[str, Tensor], dataset: Dataset, title: str) -> 
         return [*files, plots.spectrograms(waves, picture, sample_rate=rate, title=title)]
     files = _files(out, raw, ".csv")
     for path, x in files.items():
-        np.savetxt(path, x, delimiter=",", fmt="%.6g")
+        atomically(path, partial(np.savetxt, X=x, delimiter=",", fmt="%.6g"))
     seconds = dataset.frame_seconds
     picture = plots.features(raw, out / "generated.png", frame_seconds=seconds, title=title)
     return [*files, picture]

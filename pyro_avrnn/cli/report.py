@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from inference import Bootstrap, particle_filter, seeded, to_arviz
-from inference.files import write_csv
+from inference.arviz_adapter import write_arviz
+from inference.files import write_csv, write_text
 from inference.modes import evaluating
 from inference.resampling import Selection
 from pyro_avrnn import plots, recipes
@@ -68,7 +69,7 @@ def write(out: Path, results: list[Result], dataset: Dataset) -> None:
     """Print and write everything that is derived from the trainings in ``out``."""
     text = table(results)
     print(text)
-    (out / "table.md").write_text(text + "\n")
+    write_text(out / "table.md", text + "\n")
     metrics = _metrics(out, results)
     write_csv(out / "metrics.csv", metrics)
     written = [
@@ -99,7 +100,7 @@ def illustrate(out: Path, best: Result, dataset: Dataset) -> list[Path]:
     with evaluating(recipe.model, recipe.guide):
         posterior = to_arviz(recipe.model, recipe.guide, x, frame_seconds=dataset.frame_seconds)
         posterior.attrs["row"] = title
-        posterior.to_netcdf(str(out / "posterior.nc"))
+        write_arviz(posterior, out / "posterior.nc")
         pictures = [
             _sequences(recipe, x, dataset, out / "sequences.png", title),
             plots.latent_posterior(posterior, out / "posterior.png", title=title),

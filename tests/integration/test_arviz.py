@@ -15,6 +15,7 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from inference import ELBO, fit, seeded, step_densities, to_arviz
+from inference.arviz_adapter import write_arviz
 from pyro_avrnn import recipes
 from pyro_avrnn.recipes import Recipe
 
@@ -227,7 +228,7 @@ def test_the_file_opens_in_a_process_that_knows_only_arviz(tmp_path: Path) -> No
     data = to_arviz(r.model, r.guide, 5.0 * x, draws=DRAWS)
     data.attrs["row"] = "a row, seed 0"
     path = tmp_path / "posterior.nc"
-    data.to_netcdf(str(path))
+    write_arviz(data, path)
     done = subprocess.run(
         [sys.executable, "-c", READER, str(path)], capture_output=True, text=True, timeout=120
     )
