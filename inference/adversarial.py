@@ -90,7 +90,8 @@ class Adversarial:
         critic_steps: critic updates per SVI step; each redraws the codes on one rollout's states,
             but for the posterior's own path, where the view shows it.
         standardise: show codes as deviations from the prior's mean, in units of its scale, so
-            that shrinking prior and proposal together no longer lowers the distance.
+            that shrinking prior and proposal together no longer lowers the distance. What both
+            sides share, h_t, x_t and the posterior's path before t, stays in its own units.
         weight: of the penalty in the objective, a number or a schedule. On a separate
             adversarial step (``Alternating``) an adaptive optimiser divides a constant weight
             out: there the step ratios and learning rates matter.

@@ -188,15 +188,13 @@ class Checkpoint:
         """Parameters that a batch asks for, now in the store, which a new process has empty.
 
         The loss is evaluated: only the programs know the constraints of their ``pyro.param``, and
-        an autoguide sets itself up. All that this moves is overwritten afterwards.
+        an autoguide sets itself up. All that this draws or moves is overwritten afterwards.
         """
-        before = random_state()  # of which batches on the way may be drawn
         with (
             suppress(ArithmeticError),  # of weights, when all parameters have been asked for
             poutine.trace(param_only=True) as capture,
         ):
             self.svi.evaluate_loss(*batch)
-        set_random_state(before)
         stored = dict(pyro.get_param_store().named_parameters())
         return {name: stored[name] for name in capture.trace.nodes if name in stored}
 

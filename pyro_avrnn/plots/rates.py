@@ -52,8 +52,9 @@ def rate_bars(results: Table, path: Target) -> Path:
         full, pale, hatched = _looks(colour)
         _bar(left, i - 0.19, baseline, [(iwae[i][0] - baseline, full)], iwae[i][1])
         _bar(left, i + 0.19, baseline, [(elbo[i][0] - baseline, pale)], elbo[i][1])
-        # an estimate below zero takes nothing from the information
-        parts = [(information[i][0], full), (max(mismatch[i][0], 0.0), hatched)]
+        # both add up to the KL, also where the estimate of the mismatch errs below zero
+        below, above = min(mismatch[i][0], 0.0), max(mismatch[i][0], 0.0)
+        parts = [(information[i][0] + below, full), (above, hatched)]
         _bar(right, i, 0.0, parts, kl[i][1], "no KL" if kl[i][0] == 0 else "no value")
     left.axvline(baseline, color=BLACK, ls="--", lw=1)
     left.set_yticks(range(len(styles)), [style.fold(label) for label in styles], fontsize=8.5)

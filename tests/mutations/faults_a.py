@@ -1,8 +1,6 @@
-"""Faults of the critic, the distances, the bounds and the filter.
+"""Faults of the critic, the distances, the bounds and the filter."""
 
-``Fault`` is put in scope by the runner.
-"""
-# ruff: noqa: F821
+from tests.mutations.fault import Fault
 
 ADVERSARIAL, DIVERGENCES = "inference/adversarial.py", "inference/divergences.py"
 OBJECTIVES, GRADIENTS = "inference/objectives.py", "inference/gradients.py"
@@ -210,7 +208,7 @@ FAULTS = [
         "            self.clock.calls += 1",
         "self.clock.calls += 1\n"
         "            loss = loss + self.correction(densities, model, guide)",
-        (f"{LOSSES}::test_dreg_gives_the_parameters_back_when_a_proposal_fails",),
+        (f"{LOSSES}::test_a_scheduled_kl_weight_follows_the_clock",),
     ),
     Fault(
         OBJECTIVES,

@@ -1,8 +1,6 @@
-"""Faults of training, checkpoints, batches, evaluation, diagnostics and the ground floor.
+"""Faults of training, checkpoints, batches, evaluation, diagnostics and the ground floor."""
 
-``run.py`` reads ``FAULTS`` with ``Fault`` in scope.
-"""
-# ruff: noqa: F821
+from tests.mutations.fault import Fault
 
 TRAINING = "tests/unit/test_training.py"
 RESUME = "tests/unit/test_resume.py"

@@ -1,6 +1,6 @@
 """Faults of models, their parts, generation, recipes, data and files of sound."""
 
-# ruff: noqa: F821  (Fault is given)
+from tests.mutations.fault import Fault
 
 UNIT = "tests/unit/test_"
 CONTRACT = f"{UNIT}conformance.py::test_model_and_guide_keep_the_contract"

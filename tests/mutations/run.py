@@ -3,9 +3,9 @@
     python tests/mutations/run.py                       # all faults, one process a core
     python tests/mutations/run.py adversarial --jobs 1  # those whose file or name has this text
 
-A fault is caught if its tests fail. Survivors are printed last; the exit status is 1 where one
-survives that is not named as equivalent: a change that no value can show. The run is no part of
-the suite; it takes about 15 seconds a fault on one core.
+A fault is caught if its tests fail, which pass without it. Survivors are printed last; the exit
+status is 1 where one survives that is not named as equivalent: a change that no value can show.
+The run is no part of the suite; it takes about 15 seconds a fault on one core.
 """
 
 import argparse
@@ -15,32 +15,33 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-
-
-class Fault(NamedTuple):
-    """A change of the code that some test must notice."""
-
-    path: str  # of the file, from the root
-    name: str  # in words
-    old: str  # stands in the file once
-    new: str
-    tests: tuple[str, ...]  # files or node ids that are run, from the root
-    equivalent: str = ""  # why no test can notice it, if so
+sys.path.insert(0, str(ROOT))
+from tests.mutations.fault import Fault  # noqa: E402
 
 
 def faults() -> list[Fault]:
     """All lists: files ``faults_*.py`` next to this one, each with ``FAULTS``."""
-    sys.path.insert(0, str(ROOT))
-    found: list[Fault] = []
-    for path in sorted(Path(__file__).parent.glob("faults_*.py")):
-        scope: dict[str, object] = {"Fault": Fault}
-        exec(compile(path.read_text(), str(path), "exec"), scope)  # our own file
-        found += scope["FAULTS"]  # type: ignore[arg-type]
-    return found
+    paths = sorted(Path(__file__).parent.glob("faults_*.py"))
+    return [f for path in paths for f in import_module(f"tests.mutations.{path.stem}").FAULTS]
+
+
+def red(chosen: list[Fault], jobs: int) -> bool:
+    """Whether a test of theirs fails without any fault, and so would notice none."""
+    tests = sorted({test for fault in chosen for test in fault.tests})
+    files = {test for test in tests if "::" not in test}
+    tests = [test for test in tests if test in files or test.partition("::")[0] not in files]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", str(jobs), "-p", "no:cacheprovider"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *tests], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    if done.returncode:
+        print(done.stdout[-3000:])
+    return done.returncode != 0
 
 
 def planted(fault: Fault, folder: Path) -> None:
@@ -93,6 +94,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     chosen = [f for f in faults() if args.only in f.path or args.only in f.name]
+    if not chosen:
+        parser.error(f"no fault has {args.only!r} in its file or name")
+    print(f"{len(chosen)} faults; their tests on the code without them first", flush=True)
+    if red(chosen, args.jobs):
+        print("tests fail without any fault: mend them first")
+        return 2
     found: dict[Fault, bool] = {}
     with ThreadPoolExecutor(args.jobs) as pool:
         waiting = {pool.submit(caught, fault): fault for fault in chosen}

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -343,7 +344,7 @@ def test_the_clock_counts_calls_with_gradients(name: str) -> None:
         assert objective.clock.calls == calls
 
 
-@pytest.mark.parametrize("loss", [ELBO, IWAE, FIVO])
+@pytest.mark.parametrize("loss", [ELBO, IWAE, partial(IWAE, doubly_reparameterised=True), FIVO])
 def test_a_scheduled_kl_weight_follows_the_clock(loss: Callable[..., Any]) -> None:
     recipe = CASES[FILTERING]()
     args = data(recipe)

@@ -151,6 +151,14 @@ def test_bars_end_at_the_means(drawn: Callable) -> None:
     np.testing.assert_allclose(ends[1], [0.3, 0.5])
 
 
+def test_a_mismatch_below_zero_leaves_a_bar_as_long_as_the_kl(drawn: Callable) -> None:
+    parts = {"information_at_most": 0.6, "aggregate_mismatch_at_least": -0.1}
+    right = drawn(plots.rate_bars, [_result("elbo", **parts)]).axes[1]
+    np.testing.assert_allclose([p.get_x() for p in right.patches], [0.0, 0.5])
+    np.testing.assert_allclose([p.get_width() for p in right.patches], [0.5, 0.0], atol=1e-12)
+    assert right.texts[0].get_text().strip() == "0.50"
+
+
 def test_long_labels_of_bars_neither_overlap_nor_lose_an_option(drawn: Callable) -> None:
     figure = drawn(plots.rate_bars, [_result(LONG.format(i)) for i in range(28)])
     labels = figure.axes[0].get_yticklabels()

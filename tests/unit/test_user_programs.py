@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import JitTrace_ELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
@@ -161,6 +161,14 @@ def test_the_comparison_sees_a_scale_that_is_ignored() -> None:
     one, other = both(r.model, r.guide, data())
     with pytest.raises(AssertionError):
         torch.testing.assert_close(one, 0.1 * other)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace. is deprecated:DeprecationWarning")
+def test_a_jit_trace_which_would_keep_its_first_mask_is_refused() -> None:
+    r, x = library(), data()
+    loss = JitTrace_ELBO(ignore_jit_warnings=True)
+    with pytest.raises(NotImplementedError, match="mask and length of its first batch"):
+        loss.loss_and_grads(r.model, r.guide, x, prefix_mask((T, T, 2)))
 
 
 def test_handlers_around_a_loss_are_honoured() -> None:
