@@ -6,17 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from inference.files import load_plain
+
 ROOT = Path(__file__).parents[2]
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGKILL]
+EVERY_DAY = {(signal.SIGTERM, "parent", 2), (signal.SIGINT, "group", 2)}
+EVERY_DAY |= {(signal.SIGKILL, "parent", 2)}
 ENDINGS = [
-    (signal.SIGTERM, "parent", 2),
-    (signal.SIGINT, "group", 2),
-    (signal.SIGKILL, "parent", 2),
+    pytest.param(*case, marks=[] if case in EVERY_DAY else pytest.mark.slow)
+    for case in product(SIGNALS, ("parent", "group"), (1, 2))
 ]
 
 
@@ -76,13 +81,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("ending", "whom", "jobs"), ENDINGS, ids=[f"{e.name}-{w}-{j}" for e, w, j in ENDINGS]
-)
+@pytest.mark.parametrize(("ending", "whom", "jobs"), ENDINGS, ids=str)
 def test_a_comparison_that_is_ended_goes_on(
     ending: signal.Signals, whom: str, jobs: int, folder: Path
 ) -> None:
-    out = f"{ending.name}-{whom}"
+    out = f"{ending.name}-{whom}-{jobs}"
     process = start(folder, out, jobs=jobs)
     deadline = time.monotonic() + 120
     while not list((folder / out).glob("rows/*/checkpoint.pt")):
@@ -94,6 +97,10 @@ def test_a_comparison_that_is_ended_goes_on(
     while alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(process.pid)
+    for path in (folder / out).rglob("*.pt"):
+        load_plain(path)  # whole
+    for path in (folder / out).rglob("*.json"):
+        json.loads(path.read_text())
     if ending is not signal.SIGKILL:
         assert status == 130 and "--resume goes on from there" in said and "Traceback" not in said
     status, said = finish(start(folder, out, "--resume"))
