@@ -251,15 +251,15 @@ FAULTS = [
     Fault(
         GRADIENTS,
         "ancestors are credited with the stretch that chose them",
-        "later = gain.flip(0).cumsum(dim=0).flip(0) - gain",
-        "later = gain.flip(0).cumsum(dim=0).flip(0)",
+        "surprise = path[-1] - path - expected",
+        "surprise = path[-1] - torch.cat([0.0 * path[:1], path[:-1]]) - expected",
         (f"{FILTER}::test_a_sequence_is_credited_for_its_own_resamplings_alone",),
     ),
     Fault(
         GRADIENTS,
         "sequences that were not resampled are credited",
-        "total = total + torch.where(resampled[t], chosen * reward, 0.0)",
-        "total = total + chosen * reward",
+        "total = total + torch.where(resampled[t], chosen * surprise[t], 0.0)",
+        "total = total + chosen * surprise[t]",
         (f"{FILTER}::test_a_sequence_is_credited_for_its_own_resamplings_alone",),
     ),
     Fault(
