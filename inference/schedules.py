@@ -1,5 +1,6 @@
 """Weights that change over a run, and the counter that drives them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -29,6 +30,50 @@ class Ramp:
     def __call__(self, progress: float) -> float:
         """Return the weight at ``progress`` in [0, 1]."""
         return self.start + (self.stop - self.start) * min(progress / self.over, 1.0)
+
+
+_DECAYS: dict[str, Schedule] = {
+    "constant": lambda at: 1.0,
+    "linear": lambda at: 1.0 - at,
+    "cosine": lambda at: 0.5 * (1.0 + math.cos(math.pi * at)),
+}
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """Factor on a learning rate: a linear warm-up from 0, then a decay from 1 to ``end``.
+
+    Args:
+        decay: "constant", "linear" or "cosine".
+        warmup: fraction of the run that the warm-up takes.
+        end: factor at the end of the run; not reached by a constant one.
+
+    Raises:
+        ValueError: an unknown decay, or a fraction outside [0, 1].
+
+    Example:
+        >>> rate = LearningRate("linear", warmup=0.2, end=0.1)
+        >>> [round(rate(at), 2) for at in (0.0, 0.1, 0.2, 0.6, 1.0)]
+        [0.0, 0.5, 1.0, 0.55, 0.1]
+    """
+
+    decay: str = "constant"
+    warmup: float = 0.0
+    end: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.decay not in _DECAYS:
+            raise ValueError(f"decay must be one of {', '.join(_DECAYS)}, got {self.decay!r}")
+        for name in ("warmup", "end"):
+            if not 0.0 <= (value := getattr(self, name)) <= 1.0:
+                raise ValueError(f"{name} must be a fraction in [0, 1], got {value}")
+
+    def __call__(self, progress: float) -> float:
+        """Return the factor at ``progress`` in [0, 1]."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        rest = (progress - self.warmup) / (1.0 - self.warmup) if self.warmup < 1.0 else 1.0
+        return self.end + (1.0 - self.end) * _DECAYS[self.decay](rest)
 
 
 @dataclass

@@ -15,8 +15,10 @@ from pyro.optim import PyroLRScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
+from inference.averages import Average
 from inference.batches import Cycle, Windows
 from inference.checkpoints import Best, Checkpoint, Checkpointing
+from inference.clipping import AdaptiveClip, Clipper
 from inference.files import write_csv
 from inference.modes import learning
 from inference.objectives import Objective
@@ -71,8 +73,9 @@ def fit(
     truncate: int | None = None,
     hooks: Sequence[Hook] = (),
     validation: Validation | Batch | None = None,
-    clip_norm: float | None = None,
+    clip_norm: float | AdaptiveClip | None = None,
     lr_schedule: Schedule | None = None,
+    average: float | None = None,
     keep: Sequence[torch.nn.Module] = (),
     seed: int | None = None,
     checkpoint: Checkpointing | None = None,
@@ -100,8 +103,12 @@ def fit(
             batches are cut, and there with ``start=``, the state before it, but for the first.
         validation: a held-out batch, or a :class:`Validation` with more to say.
         clip_norm: bound on the norm of the gradient of the loss a frame (the loss divided by
-            the number of observed frames), all parameters together.
-        lr_schedule: factor on the optimiser's learning rate, by fraction of the run.
+            the number of observed frames), all parameters together: a number, or
+            :class:`AdaptiveClip`. A warning says when most steps are cut.
+        lr_schedule: factor on the optimiser's learning rate, by fraction of the run, such as
+            ``LearningRate("cosine", warmup=0.02)``.
+        average: decay of a moving average of the parameters, such as 0.999: validation scores
+            the average, and the run ends with it in place.
         keep: further modules, critics, that go back to the best step with the parameters.
         seed: of every draw in here; None uses torch's global state.
         checkpoint: keeps the whole run in a file, so that it can be resumed.
@@ -121,8 +128,7 @@ def fit(
         NonFiniteLossError: naming step and term; the best parameters are in place.
     """
     counts(1, steps=steps, truncate=truncate)
-    if clip_norm is not None and not clip_norm > 0.0:
-        raise ValueError(f"clip_norm must be larger than 0, got {clip_norm}")
+    clipper = Clipper(clip_norm)
     _require_one_schedule(svi, lr_schedule)
     _require_hooks(svi, hooks)
     for file in (checkpoint, records):
@@ -141,8 +147,9 @@ def fit(
         steps=steps,
         hooks=hooks,
         validation=validation,
-        clip_norm=clip_norm,
+        clipper=clipper,
         lr_schedule=lr_schedule,
+        average=Average(average),
         best=Best(keep, (svi.model, svi.guide)),
         seed=seed,
         checkpoint=checkpoint,
@@ -170,8 +177,9 @@ class _Run:
     steps: int
     hooks: Sequence[Hook]
     validation: Validation | None
-    clip_norm: float | None
+    clipper: Clipper
     lr_schedule: Schedule | None
+    average: Average
     best: Best
     seed: int | None
     checkpoint: Checkpointing | None
@@ -223,7 +231,7 @@ class _Run:
         run = {"steps": self.steps, "seed": self.seed, "truncate": self.windows.length}
         states: dict[str, Any] = {f"hooks[{i}]": hook for i, hook in enumerate(self.hooks)}
         states |= {f"keep[{i}]": module for i, module in enumerate(self.best.modules)}
-        states["best"] = self.best
+        states |= {"best": self.best, "clipping": self.clipper, "average": self.average}
         return Checkpoint(
             self.checkpoint, self.svi, self.windows, self.history, run=run, states=states
         )
@@ -235,7 +243,7 @@ class _Run:
         factor = None if self.lr_schedule is None else self.lr_schedule((step - 1) / self.steps)
         past: dict[str, Any] = {} if windows.start is None else {"start": windows.start}
         given = past | ({"carry": True} if windows.more else {})
-        row = svi_step(svi, batch, step, self.clip_norm, factor, **given)
+        row = svi_step(svi, batch, step, self.clipper, factor, **given)
         if self.hooks and not self.history.best_step:
             self.best.take()  # a hook may break what nobody has kept yet
         for hook in self.hooks:
@@ -243,8 +251,10 @@ class _Run:
         windows.start = svi.loss.after if windows.more else None
         self.history.steps = step
         _check_metrics(row, step)
+        self.average.update()
         if self.validation and (step % self.validation.every == 0 or step == self.steps):
-            row["validation_bound"] = self.validate(self.validation)
+            with self.average.in_place():
+                row["validation_bound"] = self.validate(self.validation)
         if step % self.records.every == 0 or step in (1, self.steps) or "validation_bound" in row:
             self.history.rows.append({"step": step, **row})
         if "validation_bound" in row:
@@ -273,7 +283,8 @@ class _Run:
     def finish(self) -> None:
         """Put the best parameters in place, or keep the last where nothing was validated."""
         if not self.history.best_step and self.history.steps and self.best.all_finite():
-            self.best.take()
+            with self.average.in_place():
+                self.best.take()
         self.best.restore()
         self.history.carried = self.windows.start
         self.write_records()

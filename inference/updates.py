@@ -11,6 +11,7 @@ from pyro.infer.util import torch_item, zero_grads
 from pyro.optim import PyroLRScheduler
 from torch import Tensor
 
+from inference.clipping import Clipper
 from inference.weights import DegenerateWeightsError
 
 
@@ -22,7 +23,7 @@ def svi_step(
     svi: SVI,
     batch: tuple[Any, ...],
     step: int,
-    clip_norm: float | None,
+    clipper: Clipper,
     lr_factor: float | None,
     **given: Any,
 ) -> dict[str, float]:
@@ -32,12 +33,13 @@ def svi_step(
         svi: model, guide, optimiser and loss.
         batch: what model and guide are called with.
         step: its number, for the error.
-        clip_norm: bound on the norm of the gradient of the loss a frame.
+        clipper: bounds the norm of the gradient of the loss a frame, and remembers what it cut.
         lr_factor: on the optimiser's learning rate.
         given: what else the loss takes.
 
     Returns:
-        Loss, its terms and the norm of its gradient, all a frame.
+        Loss, its terms and the norm of its gradient, all a frame, and the share of the last steps
+        whose gradient was cut.
 
     Raises:
         NonFiniteLossError: nothing was updated.
@@ -63,16 +65,16 @@ def svi_step(
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients).item() / frames
     _require_finite(row, norm, step, parameters)
-    if clip_norm is not None and norm > clip_norm:
+    if (factor := clipper.factor(norm)) < 1.0:
         for gradient in gradients:
-            gradient.mul_(clip_norm / norm)
+            gradient.mul_(factor)
     if lr_factor is not None:
         _scale_lr(svi, parameters, lr_factor)
     svi.optim(parameters)
     if isinstance(svi.optim, PyroLRScheduler):
         svi.optim.step()
     zero_grads(parameters)
-    row["gradient_norm"] = norm
+    row |= {"gradient_norm": norm, "clipped_share": clipper.share}
     return row
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from inference.densities import check_mask
 from inference.protocols import counts
 
-_WINDOW = 8  # batches sorted by length together: enough to save padding, few enough to stay random
+_GROUP = 8  # batches sorted by length together: enough to save padding, few to stay random
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,8 @@ class Sequences:
             raise ValueError(
                 f"indices must be at least one number from 0 to {len(self) - 1}, got {chosen}"
             )
-        x, mask = _cut(self, chosen)
+        lengths = self.lengths.tolist()
+        x, mask = _cut(self, [(i, 0, lengths[i]) for i in chosen])
         return Sequences(x, mask, tuple(self.names[i] for i in chosen))
 
     def to(
@@ -162,25 +163,37 @@ def _frames(item: Any, label: str, dtype: torch.dtype) -> Tensor:
     return frames
 
 
-def _cut(data: Sequences, indices: list[int]) -> tuple[Tensor, Tensor]:
-    """Rows ``indices`` of x and mask, shapes (B, T, X) and (B, T), T their longest."""
-    mask = data.mask[indices]
-    longest = int(mask.sum(dim=-1).max())
-    return data.x[:, :longest][indices], mask[:, :longest]
+def _cut(data: Sequences, pieces: "Sequence[Piece]") -> tuple[Tensor, Tensor]:
+    """Pieces of x and mask, shapes (B, T, X) and (B, T), T their longest."""
+    longest = max(stop - start for _, start, stop in pieces)
+    x = data.x.new_zeros(len(pieces), longest, data.x_dim)
+    mask = data.mask.new_zeros(len(pieces), longest)
+    for row, (i, start, stop) in enumerate(pieces):
+        x[row, : stop - start] = data.x[i, start:stop]
+        mask[row, : stop - start] = True
+    return x, mask
+
+
+Piece = tuple[int, int, int]  # a sequence, its first step, the step after its last
 
 
 class Batches:
-    """Shuffled batches of sequences of similar length; each ``iter()`` is one epoch.
+    """Shuffled batches of sequences, or of windows of them; each ``iter()`` is one epoch.
 
-    The order depends on ``seed`` and the number of the epoch alone: the same two numbers give the
-    same batches. Global generators are never touched. Sequences are shuffled, sorted by length in
-    windows of 8 batches, and cut into batches; then the batches are shuffled.
+    Every frame is in exactly one batch of an epoch, and batches are alike in size: they differ by
+    at most one sequence. The order depends on ``seed`` and the number of the epoch alone: the
+    same two numbers give the same batches. Global generators are never touched.
 
     Args:
-        data: the sequences; each is in exactly one batch of every epoch.
-        batch_size: B; one batch of an epoch holds the remainder.
+        data: the sequences.
+        batch_size: B at most.
         seed: 0 or larger.
-        bucket: sort by length inside the windows; False keeps the plain shuffle.
+        bucket: sort by length, in groups of 8 batches, before batches are cut and shuffled. It
+            saves padding where lengths differ much; but batches of a kind follow each other, and
+            a training can lose by it.
+        window: longer sequences are cut into windows of so many steps, anew in each epoch: the
+            first cut falls anywhere, so that no state learns to start at fixed places. The first
+            and the last window of a sequence are shorter. None cuts none.
 
     Attributes:
         epoch: number of the epoch that the next ``iter()`` starts; set it to resume a run.
@@ -192,28 +205,49 @@ class Batches:
     """
 
     def __init__(
-        self, data: Sequences, batch_size: int, seed: int = 0, bucket: bool = True
+        self,
+        data: Sequences,
+        batch_size: int,
+        seed: int = 0,
+        bucket: bool = False,
+        *,
+        window: int | None = None,
     ) -> None:
-        counts(1, batch_size=batch_size)
+        counts(1, batch_size=batch_size, window=window)
         counts(0, seed=seed)
-        self.data, self.batch_size, self.seed, self.bucket = data, batch_size, seed, bucket
-        self.epoch = 0
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.bucket, self.window, self.epoch = bucket, window, 0
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
-        return math.ceil(len(self.data) / self.batch_size)
+        """Batches in the next epoch."""
+        return math.ceil(len(self._pieces(self._generator())) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch of ``(x, mask)``, shapes (B, T, X) and (B, T), T the longest of the batch."""
+        generator = self._generator()
+        self.epoch += 1
+        pieces = self._pieces(generator)
+        order = torch.randperm(len(pieces), generator=generator)
+        if self.bucket:
+            lengths = torch.tensor([stop - start for _, start, stop in pieces])
+            groups = order.split(_GROUP * self.batch_size)
+            order = torch.cat([g[lengths[g].argsort(stable=True)] for g in groups])
+        batches = order.tensor_split(math.ceil(len(pieces) / self.batch_size))
+        turns = torch.randperm(len(batches), generator=generator).tolist()
+        return (_cut(self.data, [pieces[i] for i in batches[turn].tolist()]) for turn in turns)
+
+    def _generator(self) -> torch.Generator:
         # SeedSequence keeps (seed 0, epoch 1) and (seed 1, epoch 0) apart; a sum would not
         mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
-        self.epoch += 1
-        order = torch.randperm(len(self.data), generator=generator)
-        if self.bucket:
-            lengths = self.data.lengths.cpu()
-            windows = order.split(_WINDOW * self.batch_size)
-            order = torch.cat([w[lengths[w].argsort(stable=True)] for w in windows])
-        batches = order.split(self.batch_size)
-        turns = torch.randperm(len(batches), generator=generator).tolist()
-        return (_cut(self.data, batches[i].tolist()) for i in turns)
+        return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+
+    def _pieces(self, generator: torch.Generator) -> list[Piece]:
+        """What an epoch consists of."""
+        pieces: list[Piece] = []
+        for i, length in enumerate(self.data.lengths.tolist()):
+            cuts = [0, length]
+            if self.window is not None and length > self.window:
+                first = int(torch.randint(1, self.window + 1, (), generator=generator))
+                cuts[1:1] = range(first, length, self.window)
+            pieces += [(i, start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+        return pieces

@@ -1,0 +1,106 @@
+"""Clipping of gradients: by a bound of one's own, or by one that follows the run's own norms."""
+
+import math
+import warnings
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from inference.protocols import at_least, counts
+
+_STEPS = 100  # over which the share of clipped steps is counted
+_FIRST = 10  # norms that a median must be of
+
+
+@dataclass(frozen=True)
+class AdaptiveClip:
+    """A bound on the norm of the gradient that follows the norms of the steps before.
+
+    It is a multiple of their running median, so that it needs no knowledge of the data's units,
+    and cuts the spikes alone. A step that was cut counts with the norm it was cut to: a spike
+    moves the bound no further than any other large step. The first ten steps are not cut.
+
+    Source: after AutoClip, Seetharaman et al. (2020), https://arxiv.org/abs/2007.14469, which
+    takes a percentile of all norms so far.
+
+    Args:
+        multiple: of the median.
+        window: steps that the median is of.
+    """
+
+    multiple: float = 4.0
+    window: int = 100
+
+    def __post_init__(self) -> None:
+        at_least(1.0, multiple=self.multiple)
+        counts(_FIRST, window=self.window)
+
+
+class Clipper:
+    """Says by which factor a gradient is shortened, and remembers how often it was.
+
+    Args:
+        clip: a fixed bound, one that adapts, or None for no clipping.
+
+    Raises:
+        ValueError: a bound that is not above 0.
+    """
+
+    def __init__(self, clip: float | AdaptiveClip | None) -> None:
+        if isinstance(clip, int | float) and not clip > 0.0:
+            raise ValueError(f"clip_norm must be larger than 0, got {clip}")
+        self.clip = clip
+        window = clip.window if isinstance(clip, AdaptiveClip) else 0
+        self.norms: deque[float] = deque(maxlen=window)  # as they were applied
+        self.factors: deque[float] = deque(maxlen=_STEPS)
+        self._warned = False
+
+    @property
+    def bound(self) -> float:
+        """Of the next step."""
+        if not isinstance(self.clip, AdaptiveClip):
+            return math.inf if self.clip is None else self.clip
+        if len(self.norms) < _FIRST:
+            return math.inf
+        return self.clip.multiple * median(self.norms)
+
+    @property
+    def share(self) -> float:
+        """Of the last hundred steps that were cut."""
+        return sum(factor < 1.0 for factor in self.factors) / max(len(self.factors), 1)
+
+    def factor(self, norm: float) -> float:
+        """What the gradient of a step is multiplied by, at most 1."""
+        bound = self.bound
+        factor = bound / norm if norm > bound else 1.0
+        self.norms.append(norm * factor)
+        self.factors.append(factor)
+        self._warn(norm)
+        return factor
+
+    def _warn(self, norm: float) -> None:
+        if self._warned or len(self.factors) < _STEPS or self.share <= 0.5:
+            return
+        self._warned = True
+        middle = median(self.factors)
+        warnings.warn(
+            f"clip_norm={self.clip} cut {self.share:.0%} of the last {_STEPS} steps, to "
+            f"{middle:.2g} of their gradient in the middle, so that it is no longer a guard but "
+            "the size of the step; use clip_norm=AdaptiveClip(), a larger number, or None",
+            stacklevel=2,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint."""
+        return {
+            "norms": list(self.norms),
+            "factors": list(self.factors),
+            "warned": self._warned,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.norms = deque(state["norms"], maxlen=self.norms.maxlen)
+        self.factors = deque(state["factors"], maxlen=_STEPS)
+        self._warned = state["warned"]
