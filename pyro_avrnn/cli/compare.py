@@ -194,6 +194,7 @@ def _start_worker(
     source: str, options: dict[str, int], steps: Any, stop: Any, parent: int
 ) -> None:
     threading.Thread(target=_watch, args=(stop, parent), daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own, between processes, is lost by an abrupt end
     torch.set_num_threads(1)  # small matrices: processes pay, threads do not
     os.environ["OMP_NUM_THREADS"] = "1"
     _worker.update(data=data.load(source, **options), steps=steps)
