@@ -30,7 +30,7 @@ from inference.divergences import (
     wasserstein2,
 )
 from inference.modes import evaluating
-from inference.protocols import Program, Stepwise, StepwiseGuide
+from inference.protocols import Program, Stepwise, StepwiseGuide, counts
 from inference.schedules import Schedule
 from inference.traces import step_densities
 
@@ -119,8 +119,7 @@ class Adversarial:
                 f"critic must have a view, one of {', '.join(VIEWS)} or a function, but that of "
                 f"{type(critic).__name__} is {view!r}; set its attribute view to what it is shown"
             )
-        if critic_steps < 0:
-            raise ValueError(f"critic_steps must not be negative, got {critic_steps}")
+        counts(0, critic_steps=critic_steps)
         self.critic, self.critic_steps, self.weight, self.name = critic, critic_steps, weight, name
         self.view: View = view if callable(view) else VIEWS[view]
         self.standardise = standardise

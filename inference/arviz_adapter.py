@@ -19,7 +19,7 @@ from torch.distributions import Independent
 from inference.densities import StepDensities
 from inference.files import atomically
 from inference.modes import evaluating
-from inference.protocols import Program
+from inference.protocols import Program, counts
 from inference.random import seeded
 from inference.traces import step_densities, time_index
 
@@ -71,6 +71,9 @@ def to_arviz(
         NotImplementedError: an emission that is not one distribution over time, or, with
             ``by_feature``, one that is not an ``Independent`` of its features.
     """
+    counts(1, draws=draws)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}; use torch.as_tensor(x)")
     x = x.unsqueeze(0) if x.ndim == 2 else x
     if x.ndim != 3 or len(x) != 1:
         raise ValueError(
@@ -101,7 +104,7 @@ def to_arviz(
 def write_arviz(data: Any, path: str | os.PathLike[str]) -> Path:
     """Write what :func:`to_arviz` gave as netCDF, whole or not at all, for ``az.from_netcdf``.
 
-    It is made in memory: where a disk fills under it, HDF5 takes the process along.
+    It is made in memory: where a disk fills under it, HDF5 takes the process down with it.
 
     Raises:
         OSError: it cannot be written.

@@ -52,8 +52,10 @@ class Cycle:
             ValueError: a pass is shorter than that.
         """
         known = state["epoch"] is not None and self._epoch() is not None
-        if known and state["passes"] > 1:  # the pass before shows all batches there are
-            self.batches.epoch, self.passes = state["epoch"] - 1, state["passes"] - 2
+        if known:  # with the pass before, which shows all batches there are
+            before = int(state["passes"] > 1 and state["epoch"] > 0)
+            self.batches.epoch = state["epoch"] - before
+            self.passes = state["passes"] - 1 - before
         while self.passes < state["passes"] - 1:  # a generator of their own moves with each pass
             visit(next(self))
             for batch in self._rest:

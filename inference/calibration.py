@@ -26,7 +26,7 @@ from inference.densities import check_mask, require_steps
 from inference.modes import evaluating
 from inference.protocols import Program, counts
 from inference.random import seeded
-from inference.traces import Columns, sample_sites, step_densities
+from inference.traces import Columns, sample_sites, step_densities, unscale
 
 #: (z ``(T, K, B, Z)``, x ``(B, T, X)``, mask ``(B, T)``) -> named numbers ``(K, B)``
 Quantities = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
@@ -204,6 +204,7 @@ def _simulate(model: Program, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         )
     trace.compute_log_prob()
     sites = sample_sites(trace)
+    unscale(sites)
     scored = poutine.trace(model).get_trace(x, mask).nodes  # tells latents from observations
     latents = [name for name in sites if not scored[name]["is_observed"]]
     zeros = x.new_zeros(len(mask))
@@ -230,8 +231,8 @@ def _rank(name: str, truth: Tensor, drawn: Tensor, num_draws: int) -> Tensor:
 
 def _check_bins(num_simulations: int, num_draws: int, num_bins: int) -> None:
     """Refuse bins of unequal size, or with too few simulations for the test."""
-    if num_bins < 2:
-        raise ValueError(f"num_bins must be at least 2, got {num_bins}")
+    counts(2, num_bins=num_bins)
+    counts(0, num_draws=num_draws, num_simulations=num_simulations)
     if num_draws < 1 or (num_draws + 1) % num_bins:
         fitting = num_bins * max(1, round((num_draws + 1) / num_bins)) - 1
         raise ValueError(

@@ -24,7 +24,7 @@ from inference.protocols import counts
 from inference.random import random_state, set_random_state
 from inference.schedules import Clock
 
-_FORMAT = "fit checkpoint 1"
+_FORMAT = "fit checkpoint 2"
 _KEYS = {
     *("format", "run", "history", "batches", "random"),
     *("parameters", "gradients", "optimisers", "clock", "states"),
@@ -244,7 +244,8 @@ class Best:
                 p.copy_(self.parameters[name])
         for program, buffers in zip(self.programs, self.buffers, strict=False):
             for name, buffer in program.named_buffers():
-                buffer.copy_(buffers[name])
+                if name in buffers:  # it may be new
+                    buffer.copy_(buffers[name])
         for module, state in zip(self.modules, self.states, strict=False):
             module.load_state_dict(state)
 

@@ -34,7 +34,7 @@ class StepDensities(NamedTuple):
     f: Tensor | None = None  # (K, B, F)
     prior_f: Distribution | None = None
     proposal_f: Distribution | None = None
-    scale: float = 1.0  # how many sequences each stands for: that of a subsampled plate
+    scale: float = 1.0  # of the loss: of a subsampled plate, or poutine.scale
 
     @property
     def log_weight(self) -> Tensor:
@@ -95,7 +95,7 @@ def check_batch(model: Any, x: Any, mask: Any = None) -> tuple[Tensor, Tensor]:
     if mask is None:
         return x, x.new_ones(x.shape[:2], dtype=torch.bool)
     mask = check_mask(mask, x.shape[:2])
-    return torch.where(mask.unsqueeze(-1), x, 0.0), mask
+    return torch.where(mask.unsqueeze(-1), x, x[:, :1]), mask  # a value the program can score
 
 
 def require_steps(mask: Tensor) -> None:

@@ -94,7 +94,7 @@ def evaluate(
     criterion: str | Criterion = "ess",
     seed: int = 0,
     adversarial: Adversarial | None = None,
-    train: tuple[Tensor, Tensor] | None = None,
+    train: tuple[Tensor, Tensor | None] | None = None,
     active_above: float = 0.01,
 ) -> Evaluation:
     """Score a model and guide on held-out sequences, in evaluation mode and bounded memory.

@@ -6,6 +6,7 @@ import math
 import os
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,20 @@ def atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> Pa
     try:
         write(temporary)
         os.replace(temporary, target)
+    except (NotImplementedError, RecursionError):
+        raise
     except (OSError, RuntimeError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).partition("\n")[0]
-        raise OSError(
+        kind = type(error) if isinstance(error, OSError) else OSError
+        named = kind(
             f"{target} cannot be written ({reason}); make room on the disk, or write elsewhere. A "
             "file that was there is as it was"
-        ) from error
+        )
+        named.errno = getattr(error, "errno", None)
+        raise named from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return target
 
 

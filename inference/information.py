@@ -4,7 +4,7 @@ E_x KL(q(z|x,h) || p(z|h)) = I_q(x; z | h) + KL(q(z|h) || p(z|h)), the last aver
 A classifier on (z, h), trained on one set and evaluated on another, gives a lower bound on the
 mismatch in expectation (Nguyen, Wainwright and Jordan 2010, eq. 8); the rate minus that is an
 upper bound on the information. A single estimate of the mismatch may be negative and is reported
-as it is: flooring it at 0 would bias its average upwards.
+as it is, and so is the information: flooring at 0 would bias the averages of both.
 """
 
 from typing import Any, NamedTuple
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inference.densities import check_batch
 from inference.divergences import normal_parameters
 from inference.modes import evaluating
-from inference.protocols import Program
+from inference.protocols import Program, at_least, counts
 from inference.random import seeded
 from inference.traces import step_densities
 
@@ -37,8 +38,8 @@ class RateSplit(NamedTuple):
 def rate_split(
     model: Program,
     guide: Program,
-    train: tuple[Tensor, Tensor],
-    heldout: tuple[Tensor, Tensor],
+    train: tuple[Tensor, Tensor | None],
+    heldout: tuple[Tensor, Tensor | None],
     *,
     steps: int = 300,
     width: int = 64,
@@ -60,8 +61,14 @@ def rate_split(
     Model and guide are in evaluation mode meanwhile.
 
     Raises:
-        ValueError: fewer than 5 training sequences.
+        ValueError: fewer than 5 training sequences, a number out of range, or data as
+            ``evaluate`` refuses them.
+        NotImplementedError: a program without a state.
     """
+    counts(0, steps=steps)
+    counts(1, width=width)
+    at_least(0.0, bound=bound)
+    train, heldout = check_batch(model, *train), check_batch(model, *heldout)
     if len(train[0]) < LEAST_SEQUENCES:
         raise ValueError(
             f"train must hold at least {LEAST_SEQUENCES} sequences, got {len(train[0])}"
@@ -83,7 +90,7 @@ def rate_split(
     sums = value.new_zeros(total).index_add(0, reading.sequence, value - value.mean())
     error = float(sums.square().sum().sqrt()) / len(value)
     rate, mismatch = float(reading.kl.mean()), float(value.mean())
-    return RateSplit(rate, mismatch, error, rate - max(mismatch, 0.0))
+    return RateSplit(rate, mismatch, error, rate - mismatch)
 
 
 class _Frames(NamedTuple):
@@ -101,6 +108,11 @@ def _frames(model: Program, guide: Program, x: Tensor, mask: Tensor) -> _Frames:
     rows = []
     for index in torch.arange(len(x), device=x.device).split(64):
         d: Any = step_densities(model, guide, x[index], mask[index])
+        if d.h is None:
+            raise NotImplementedError(
+                "rate_split needs the state h_t, which a program without a rollout does not tell; "
+                "use a model and guide of this library's kind"
+            )
         keep = d.mask[:, 0]
         try:
             loc, scale = normal_parameters(d.prior)

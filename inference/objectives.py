@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from pyro.infer.elbo import ELBOModule
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from inference.bounds import (
@@ -113,7 +114,7 @@ class Objective:
             DegenerateWeightsError: the objective is not finite; the error names the step and
                 the sequence from which on.
         """
-        if not args:
+        if not args and torch.is_grad_enabled() and not am_i_wrapped():  # so SVI does not call
             return ELBOModule(model, guide, self)
         given = {} if start is None else {"start": start}
         densities = self.draw(model, guide, *args, **given)
@@ -338,6 +339,7 @@ class FIVO(Objective):
         weight = self.clock.weight(self.kl_weight)
         mask = args[1] if len(args) > 1 else None
         self._selection = Selection(self.resampler, self.criterion, mask, weight)
+        self._expected = 0.0
         densities = super().draw(model, guide, *args, select=self._selection, **given)
         if self.score_function and torch.is_grad_enabled():
             # a criterion of one's own may count its calls, which are this filter's

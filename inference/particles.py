@@ -81,7 +81,7 @@ class Bootstrap(nn.Module):
         self.transition = model.transition
         self.prior_f: Any = getattr(model, "prior_f", None)
 
-    def encode(self, x: Tensor, mask: Tensor) -> Tensor:
+    def encode(self, x: Tensor, mask: Tensor, start: Any = None) -> Tensor:
         """Read nothing of the data, ``(B, T, 0)``."""
         return x[..., :0]
 

@@ -52,7 +52,7 @@ def sequence_codes(
     model: Program,
     guide: Program,
     x: Tensor,
-    mask: Tensor,
+    mask: Tensor | None = None,
     *,
     num_particles: int = 4,
     batch_size: int = 64,
@@ -65,7 +65,7 @@ def sequence_codes(
 
     Args:
         model, guide: Pyro programs, best with a rollout.
-        x, mask: ``(B, T, X)``, and ``(B, T)`` bool, a prefix.
+        x, mask: ``(B, T, X)``, and ``(B, T)`` bool, a prefix, or None.
         num_particles: K paths, or K draws where the proposal does not know its mean.
         batch_size: sequences at once; it changes the draws.
         seed: seed of all draws.

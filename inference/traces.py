@@ -8,6 +8,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
+from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
@@ -61,7 +62,8 @@ def rolls(model: Program, guide: Program) -> bool:
     if not isinstance(model, HasRollout):
         return False
     serves = isinstance(guide, StepwiseGuide) or not isinstance(model, Stepwise)
-    handled = any(type(handler) is not TraceMessenger for handler in _PYRO_STACK)
+    unseen = (TraceMessenger, BlockMessenger)  # change no density
+    handled = any(type(handler) not in unseen for handler in _PYRO_STACK)
     return serves and not handled and not (_draws_weights(model) or _draws_weights(guide))
 
 
@@ -179,7 +181,7 @@ def _traced(
     guide_trace.compute_log_prob()
     model_trace.compute_log_prob()
     sites, proposed = sample_sites(model_trace), sample_sites(guide_trace)
-    scale = _unscale({**sites, **{f"guide's {name}": site for name, site in proposed.items()}})
+    scale = unscale({**sites, **{f"guide's {name}": site for name, site in proposed.items()}})
     observed = [name for name, site in sites.items() if site["is_observed"]]
     latents = [name for name, site in sites.items() if not site["is_observed"]]
     _require_proposals(latents, guide_trace)
@@ -207,12 +209,13 @@ def _traced(
     )
 
 
-def _unscale(sites: Sites) -> float:
+def unscale(sites: Sites) -> float:
     """Take the scale that all sites share, as in a subsampled plate, out of their densities.
 
     A weight is a sequence's own; how many sequences it stands for is a matter of the loss.
     """
-    scales = {float(site["scale"]) for site in sites.values()}
+    found = [torch.as_tensor(site["scale"], dtype=torch.float64) for site in sites.values()]
+    scales = set(torch.cat([scale.flatten().cpu() for scale in found]).tolist())
     if len(scales) != 1:
         raise NotImplementedError(
             f"sites have different scales ({', '.join(map(str, sorted(scales)))}), so that a "

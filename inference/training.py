@@ -120,11 +120,13 @@ def fit(
         Metrics and the best step. Interrupting the run keeps files and best parameters too.
 
     Raises:
-        ValueError: no batches, a number out of range, or a checkpoint that is damaged or of
-            another run.
+        ValueError: no batches, a number out of range, a file in a folder that does not exist, two
+            owners of the learning rate, a critic that no hook trains, or a checkpoint that is
+            damaged or of another run.
         TypeError: the state of a hook, loss or module to be written holds more than tensors and
             plain values; or a loss or model that cannot carry a state, with ``truncate``.
-        NotImplementedError: with ``truncate``, a hook that takes no ``start``.
+        NotImplementedError: with ``truncate``, a hook that takes no ``start``; or the scheduler
+            ``ReduceLROnPlateau``.
         NonFiniteLossError: naming step and term; the best parameters are in place.
     """
     counts(1, steps=steps, truncate=truncate)
@@ -316,9 +318,10 @@ def _require_carrying(svi: SVI, hooks: Sequence[Hook]) -> None:
 
 
 def _require_one_schedule(svi: SVI, lr_schedule: Schedule | None) -> None:
-    """Refuse what would set the learning rate twice, or needs a number that SVI has not."""
+    """Refuse what would set the learning rate twice, or needs a loss at each of its steps."""
     scheduler = isinstance(svi.optim, PyroLRScheduler)
-    if scheduler and issubclass(svi.optim.pt_scheduler_constructor, ReduceLROnPlateau):
+    kind = getattr(svi.optim, "pt_scheduler_constructor", None)
+    if isinstance(kind, type) and issubclass(kind, ReduceLROnPlateau):
         raise NotImplementedError(
             "ReduceLROnPlateau asks for a loss at each of its steps, which fit does not give it; "
             "use lr_schedule=, or a scheduler of the number of steps such as ExponentialLR"
@@ -339,8 +342,9 @@ def _require_one_schedule(svi: SVI, lr_schedule: Schedule | None) -> None:
 
 def _require_hooks(svi: SVI, hooks: Sequence[Hook]) -> None:
     """Refuse a critic that nothing trains, whose penalty would be that of random weights."""
-    trained = {id(getattr(hook, "__self__", hook)) for hook in hooks}
-    trained |= {id(getattr(getattr(h, "__self__", h), "adversarial", None)) for h in hooks}
+    owners = [getattr(hook, "__self__", hook) for hook in hooks]
+    trained = {id(owner) for owner in owners}  # or what such an object holds
+    trained |= {id(part) for owner in owners for part in getattr(owner, "__dict__", {}).values()}
     for penalty in getattr(svi.loss, "penalties", ()):
         if callable(getattr(penalty, "update", None)) and id(penalty) not in trained:
             if all(getattr(hook, "__self__", None) is not None for hook in hooks):

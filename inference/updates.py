@@ -44,6 +44,11 @@ def svi_step(
     Raises:
         NonFiniteLossError: nothing was updated.
     """
+    frames = observed_frames(batch)
+    if not frames:
+        raise ValueError(
+            f"every batch must have an observed frame; that of step {step} has none, leave it out"
+        )
     try:
         with poutine.trace(param_only=True) as capture:
             loss = svi.loss_and_grads(svi.model, svi.guide, *batch, **given)
@@ -55,11 +60,6 @@ def svi_step(
             "(clip_norm)"
         ) from error
     parameters = _captured(capture)
-    frames = observed_frames(batch)
-    if not frames:
-        raise ValueError(
-            f"batches must observe a frame each, but that of step {step} has none; leave it out"
-        )
     terms = {name: float(value) for name, value in getattr(svi.loss, "terms", {}).items()}
     row = {"loss": torch_item(loss) / frames, **terms}
     gradients = [p.grad for p in parameters if p.grad is not None]

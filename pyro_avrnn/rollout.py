@@ -115,7 +115,7 @@ def _encoded(model: SequenceProgram, guide: Any, x: Tensor, mask: Tensor, start:
         return guide.encode(x, mask)
     if "start" not in signature(guide.encode).parameters:
         raise NotImplementedError(
-            f"the features of x of a {type(model).__name__} go on from window to window, so "
+            f"{type(model).__name__}: the features of x go on from window to window, so "
             f"{type(guide).__name__} must have encode(x, mask, start) and give start to features"
         )
     return guide.encode(x, mask, start)

@@ -21,6 +21,7 @@ from torch.distributions import constraints
 from torch.utils.weak import WeakIdKeyDictionary
 
 from inference.densities import StepDensities, check_batch, check_mask
+from inference.protocols import counts
 from pyro_avrnn.rollout import Request, Select, rollout
 from pyro_avrnn.shapes import agree, broadcast_cat, width
 
@@ -55,9 +56,8 @@ class SequenceModel(nn.Module):
         encode_x: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (("x_dim", x_dim, 1), ("z_dim", z_dim, 0), ("f_dim", f_dim, 0)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        counts(1, x_dim=x_dim)
+        counts(0, z_dim=z_dim, f_dim=f_dim)
         if f_dim and not z_dim:
             raise ValueError(f"z_dim must be at least 1 with a shared f (f_dim {f_dim}), got 0")
         self.x_dim, self.z_dim, self.f_dim = x_dim, z_dim, f_dim
@@ -90,12 +90,12 @@ class SequenceModel(nn.Module):
             ValueError: a guide of another model, both named with their sizes; or a parameter
                 store with values for model or guide that were loaded and not taken.
         """
-        self._require_own(guide)
+        self.require_own(guide)
         require_taken("model", self)
-        if isinstance(guide, nn.Module):
-            require_taken("guide", guide)
+        require_taken("guide", guide)
 
-    def _require_own(self, guide: Any) -> None:
+    def require_own(self, guide: Any) -> None:
+        """Refuse a guide that was built for another model."""
         other = getattr(getattr(guide, "init", None), "__self__", self)
         if other is not self and isinstance(other, SequenceModel):
             here, there = (
@@ -123,9 +123,9 @@ class SequenceModel(nn.Module):
         """Features of observations that the model owns and a guide borrows. Default: x itself.
 
         Args:
-            x: ``(*batch, T, X)``; what is said of step t may depend on steps before t, too. A
-                model for which it does says ``features_go_on`` and takes ``start``, the state
-                ``(K, B, ...)`` before step 1, of a series that goes on.
+            x: ``(*batch, T, X)``; what is said of step t may depend on steps before t, too. Such
+                a model sets ``features_go_on = True``, and its ``features`` takes ``start``, the
+                state ``(K, B, ...)`` before step 1 of a series that goes on.
 
         Returns:
             ``(*batch, T, C)``.
@@ -222,7 +222,7 @@ class SequenceModel(nn.Module):
             NotImplementedError: a guide with parameters to learn that is not reparameterised.
             ValueError: a number below 1, a guide of another model, or a tensor of another shape.
         """
-        self._require_own(guide)
+        self.require_own(guide)
         x, mask = check_batch(self, x, mask)
         _register("model", self)
         _register("guide", guide)
@@ -349,7 +349,7 @@ def _masked(mask: Tensor | None, t: int) -> Any:
 _OWNED = WeakIdKeyDictionary()  # parameters of modules of this process, seen here
 
 
-def require_taken(name: str, module: nn.Module) -> dict[str, Tensor]:
+def require_taken(name: str, module: Any) -> dict[str, Tensor]:
     """Refuse a parameter store with values for a module that no module has taken: a loaded one.
 
     Without ``update_module_params`` the module would go on with the values it was made with.
@@ -357,29 +357,30 @@ def require_taken(name: str, module: nn.Module) -> dict[str, Tensor]:
     Returns:
         Tensors of other modules that stand under this one's names.
     """
-    stored, others = dict(pyro.get_param_store().named_parameters()), {}
-    for path, parameter in module.named_parameters():
+    stored, others = dict(pyro.get_param_store().named_parameters()), dict[str, Tensor]()
+    for path, parameter in module.named_parameters() if isinstance(module, nn.Module) else ():
         _OWNED[parameter] = True
         site = f"{name}$$${path}"
         other = stored.get(site, parameter)
         if other not in _OWNED:
             raise ValueError(
-                f"the parameter store holds values for {site!r} that no module has taken, as "
-                f"after load(); call pyro.module({name!r}, {name}, update_module_params=True) to "
-                "take them, or pyro.clear_param_store() to drop them"
+                f"the parameter store holds values for {site!r} that are not this {name}'s: "
+                "loaded ones, or those of a module registered by hand; call "
+                f"pyro.module({name!r}, {name}, update_module_params=True) to take them, or "
+                "pyro.clear_param_store() to drop them"
             )
         if other is not parameter:
             others[site] = other
     return others
 
 
-def _register(name: str, module: nn.Module) -> None:
+def _register(name: str, module: Any) -> None:
     """``pyro.module``, refusing a store that holds another module's tensors under these names.
 
     Under no handler nobody asks for parameters: a bare call may stand beside a trained module.
     """
     others = require_taken(name, module)
-    if not am_i_wrapped():
+    if not am_i_wrapped() or not isinstance(module, nn.Module):
         return
     for site in others:
         raise ValueError(

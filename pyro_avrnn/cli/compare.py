@@ -45,6 +45,8 @@ def compare(comparison: Comparison, settings: Settings, command: str) -> int:
     Raises:
         ValueError, OSError: bad input, in one sentence.
     """
+    if comparison.resume and comparison.overwrite:
+        raise ValueError("--resume keeps what --overwrite starts anew; give one of them")
     trainings, out = comparison.trainings(), comparison.out
     dataset = data.load(comparison.data, **comparison.reader_options())
     _check_parts(trainings, dataset, settings)
@@ -75,9 +77,10 @@ def _run(
             folder = row_folder(out, result["row"], result["seed"])
             (folder / "checkpoint.pt").unlink(missing_ok=True)
     except KeyboardInterrupt:
+        kept = f"{len(results)} finished trainings are in {out / 'results.json'}"
         print(
-            f"interrupted: {len(results)} finished trainings are in {out / 'results.json'}; "
-            "the same command with --resume goes on from there",
+            f"interrupted: {kept if results else 'no training has finished'}; the same command "
+            "with --resume goes on from there",
             file=sys.stderr,
         )
         return 130
@@ -157,25 +160,25 @@ def train(tasks: list[Task], comparison: Comparison, settings: Settings) -> Iter
     pool = ProcessPoolExecutor(min(comparison.jobs, len(tasks)), context, _start_worker, given)
     total = len(tasks) * settings.steps
     with pool, tqdm(total=total, unit="step", desc="training", smoothing=0.05) as bar:
-        waiting = {
-            pool.submit(_work, i, task, settings, comparison.resume)
-            for i, task in enumerate(tasks)
-        }
         try:
+            waiting = {
+                pool.submit(_work, i, task, settings, comparison.resume)
+                for i, task in enumerate(tasks)
+            }
             while waiting:
                 ready, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 bar.update(sum(steps) - bar.n)
                 for result in (future.result() for future in ready):
                     bar.set_postfix_str(summary(result))
                     yield result
-        except (KeyboardInterrupt, GeneratorExit):
-            stop.value = 1
-            raise
         except BrokenProcessPool as error:
             raise OSError(
                 "a training's process died, perhaps for want of memory; try --jobs 1 or a "
                 "smaller --batch-size; finished rows stay, use --resume"
             ) from error
+        except BaseException:  # the user's interrupt, or another training's error
+            stop.value = 1
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -191,6 +194,7 @@ def _start_worker(
     source: str, options: dict[str, int], steps: Any, stop: Any, parent: int
 ) -> None:
     threading.Thread(target=_watch, args=(stop, parent), daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own, between processes, is lost by an abrupt end
     torch.set_num_threads(1)  # small matrices: processes pay, threads do not
     os.environ["OMP_NUM_THREADS"] = "1"
     _worker.update(data=data.load(source, **options), steps=steps)

@@ -13,6 +13,13 @@ from filelock import FileLock, Timeout
 from pyro_avrnn.cli.runs import Result, row_folder
 from pyro_avrnn.cli.settings import Settings
 
+#: what a report writes beside results.json
+DERIVED = (
+    *("table.md", "metrics.csv", "posterior.nc"),
+    *("learning_curves.png", "critic_curves.png", "rate.png"),
+    *("sequences.png", "posterior.png", "filter.png"),
+)
+
 
 def check_writable(folder: Path) -> None:
     """Make the folder, or say in one sentence that nothing can be written there."""
@@ -66,6 +73,8 @@ def owned(out: Path) -> Iterator[None]:
             f"--out {out} is in use by another comparison; wait for it, or give another folder"
         ) from None
     try:
+        for path in out.glob("rows/*/.*.tmp"):  # of a process that was killed as it wrote
+            path.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
@@ -87,8 +96,7 @@ def emptied(out: Path, overwrite: bool) -> list[Result]:
         )
     if results.is_file():
         results.replace(out / "results.previous.json")
-    derived = [out / name for name in ("table.md", "metrics.csv", "posterior.nc")]
-    for path in (*begun, *derived, *out.glob("*.png")):
+    for path in (*begun, *(out / name for name in DERIVED)):
         path.unlink(missing_ok=True)
     return []
 

@@ -48,8 +48,8 @@ def run(
         resume: go on with a training that was interrupted in this folder.
 
     Returns:
-        An entry of results.json, after whose writing the checkpoint may go; ``error`` is one
-        sentence about why training stopped early, if it did.
+        An entry of results.json; once it is written, the caller may delete the checkpoint.
+        ``error`` is one sentence about why training stopped early, if it did.
     """
     training, seed, folder = task
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from pyro_avrnn.data.companding import level_of
 from pyro_avrnn.data.sequences import Sequences
 
 SPLITS = ("train", "valid", "test")
+_FLOAT32 = torch.finfo(torch.float32).eps
 Piece = tuple[str, str, np.ndarray]  # split, name and frames (T, X) of a sequence
 
 
@@ -113,32 +114,33 @@ def groups_of_names(
 
 
 def standardise(
-    train: Sequences, valid: Sequences, test: Sequences
+    train: Sequences, valid: Sequences, test: Sequences, resolution: float = _FLOAT32
 ) -> tuple[Sequences, Sequences, Sequences, Tensor, Tensor]:
     """Standardise each dimension by mean and deviation of the training frames.
 
-    A dimension that is constant in training, to round-off of float32, is centred and not scaled
-    (deviation 1): its own deviation would blow up what differs from it in the other splits.
+    A dimension that is constant in training, to round-off, is centred and not scaled (deviation
+    1): its own deviation would blow up what differs from it in the other splits.
+
+    Args:
+        train, valid, test: raw.
+        resolution: of the raw numbers, relative to their size.
 
     Returns:
         The three splits, the mean and the deviation, both (X,); all in float32.
     """
     frames = train.x[train.mask].double()
     mean, std = frames.mean(dim=0), frames.std(dim=0, correction=0)
-    constant = _constant(frames)
+    rounding = 4 * resolution * frames.abs().amax(dim=0)
+    constant = frames.amax(dim=0) - frames.amin(dim=0) <= rounding
     mean, std = torch.where(constant, frames[0], mean), torch.where(constant, 1.0, std)
 
     def apply(data: Sequences) -> Sequences:
-        x = ((data.x - mean) / std).masked_fill(~data.mask[..., None], 0.0)
+        centred = data.x - mean
+        centred = torch.where(constant & (centred.abs() <= rounding), 0.0, centred)
+        x = (centred / std).masked_fill(~data.mask[..., None], 0.0)
         return Sequences(x.float(), data.mask, data.names)
 
     return apply(train), apply(valid), apply(test), mean.float(), std.float()
-
-
-def _constant(frames: Tensor) -> Tensor:
-    """Which dimensions of frames (frames, X), in raw units, are constant to float32 round-off."""
-    spread, largest = frames.amax(dim=0) - frames.amin(dim=0), frames.abs().amax(dim=0)
-    return spread <= 4 * torch.finfo(torch.float32).eps * largest
 
 
 def independent_baseline(data: Dataset) -> float:
@@ -166,7 +168,7 @@ def independent_baseline(data: Dataset) -> float:
         log_density = p.log()[level_of(test, data.bits)]
     else:
         mean, var = train.mean(dim=0), train.var(dim=0, correction=0)
-        constant = _constant(train * data.std + data.mean)
+        constant = train.amax(dim=0) == train.amin(dim=0)
         if constant.any():
             raise ValueError(
                 f"data {data.name!r} has dimension {int(constant.nonzero()[0])} (counted from 0) "

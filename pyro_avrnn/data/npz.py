@@ -2,8 +2,7 @@
 
 ``x`` is (N, T, X), with ``lengths`` (N,) if it is padded, or (frames, X), the sequences one after
 the other, with ``lengths`` (N,). An optional ``split`` (N,) holds "train", "valid" or "test" (or
-0, 1, 2) for each sequence. Arrays of other names are refused. Nothing is ever
-unpickled.
+0, 1, 2) for each sequence. Arrays of other names are refused. Nothing is ever unpickled.
 """
 
 from pathlib import Path
@@ -39,16 +38,17 @@ def npz(path: str | Path) -> Dataset:
         binary = all(((x == 0) | (x == 1)).all() for x in series)
         if not binary and arrays["x"].dtype.kind in "iu":
             raise ValueError(
-                f"x must be 0 and 1, or floating point numbers, got {arrays['x'].dtype} "
-                "other than 0 and 1; counts would be scored by the density of real numbers: if "
-                "that is what you want, save x.astype(float)"
+                f"x must be 0 and 1, or floating point numbers, got other integers "
+                f"({arrays['x'].dtype}); counts would be scored by the density of real numbers: "
+                "if that is what you want, save x.astype(float)"
             )
         expected = "an array split that has all three"
         splits = by_split(pieces, expected, torch.float32 if binary else torch.float64)
         origin = f"{file.name}, a file of the user"
         if binary:
             return Dataset(file.stem, *splits, kind="binary", origin=origin)
-        return Dataset(file.stem, *standardise(*splits), origin=origin)
+        resolution = float(np.finfo(arrays["x"].dtype).eps)
+        return Dataset(file.stem, *standardise(*splits, resolution), origin=origin)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -120,7 +120,7 @@ class GlobalGuide(SequenceGuide):
                 "a GlobalGuide proposes a latent that all steps share, but "
                 f"{type(model).__name__} has none (f_dim 0); use {type(local).__name__} by itself"
             )
-        model.require_guide(local)
+        model.require_own(local)
         self.local, self.smoothing = local, True  # f has read all of x
         self.reader = RecurrentEncoder(model.c_dim, rnn_dim, "both")
         self.head = NormalNetwork(self.reader.out_dim, model.f_dim, (), min_scale=min_scale)

@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 
 from torch import nn
 
+from inference.protocols import counts
 from pyro_avrnn.emissions import EMISSIONS
 from pyro_avrnn.guides import GUIDES
 from pyro_avrnn.networks import CELLS, MLP, RecurrentEncoder
@@ -202,9 +203,8 @@ def plain_config(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     plain = {k: v.item() if hasattr(v, "item") else v for k, v in arguments.items()}
     plain |= {k: dict(v) for k, v in plain.items() if isinstance(v, Mapping)}
     for size in ("x_dim", "z_dim", "h_dim", "f_dim", "critic_dim"):
-        if plain.get(size, 1) < 1:
-            hint = "; recipes.rnn has no latents" if size == "z_dim" else ""
-            raise ValueError(f"{size} must be at least 1, got {plain[size]}{hint}")
+        hint = "; recipes.rnn has no latents" if size == "z_dim" else ""
+        counts(1, hint, **{size: plain.get(size)})
     return {**plain, "recipe": name}
 
 

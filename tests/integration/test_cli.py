@@ -429,7 +429,7 @@ def test_bad_arguments_are_one_sentence(
     [
         (["--rows", "joint:critic=lstm"], "spectral normalisation does not bound an LSTM critic"),
         (["--rows", "elbo:kl=0>1@2"], r"over must be a fraction of the run in \(0, 1\], got 2"),
-        (["--rows", "joint:critic_steps=-1"], "critic_steps must not be negative, got -1"),
+        (["--rows", "joint:critic_steps=-1"], "critic_steps must be at least 0, got -1"),
         (
             ["--schedules", "joint", "alternating", "--truncate", "3"],
             "row 'alternating' cannot be truncated, .*; leave it out, as --schedules elbo joint",
@@ -454,7 +454,7 @@ def test_an_error_in_a_worker_process_is_one_sentence_too(
     source = small_npz(tmp_path / "waves.npz")
     base = [*TINY, "--data", str(source), "--out", str(tmp_path / "out")]
     said = refused([*base, "--rows", "joint:critic_steps=-1"], capsys)
-    assert said == "avrnn: error: critic_steps must not be negative, got -1"
+    assert said == "avrnn: error: critic_steps must be at least 0, got -1"
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -504,7 +504,7 @@ def test_an_interrupt_says_what_is_kept_and_how_to_go_on(
     base = [*TINY, "--data", str(source), "--out", str(tmp_path / "out")]
     assert main(["compare", *base]) == 130
     said = capsys.readouterr().err
-    assert said.startswith("interrupted: 0 finished trainings") and "--resume goes on" in said
+    assert said.startswith("interrupted: no training has finished") and "--resume goes on" in said
 
 
 @pytest.mark.parametrize("arguments", [[], ["train"]])

@@ -55,12 +55,15 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
-def alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def gone(group: int) -> bool:
+    """Whether no process is left within ten seconds."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -93,16 +96,14 @@ def test_a_comparison_that_is_ended_goes_on(
         time.sleep(0.05)
     (os.killpg if whom == "group" else os.kill)(process.pid, ending)
     status, said = finish(process)
-    deadline = time.monotonic() + 10
-    while alive(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive(process.pid)
+    assert gone(process.pid)
     for path in (folder / out).rglob("*.pt"):
         load_plain(path)  # whole
     for path in (folder / out).rglob("*.json"):
         json.loads(path.read_text())
     if ending is not signal.SIGKILL:
         assert status == 130 and "--resume goes on from there" in said and "Traceback" not in said
+        assert "leaked" not in said
     status, said = finish(start(folder, out, "--resume"))
     assert status == 0, said
     assert results(folder / out) == results(folder / "whole")
@@ -121,3 +122,13 @@ def test_two_comparisons_in_one_folder(folder: Path) -> None:
     assert finish(first)[0] == 0
     status, said = finish(start(folder, "shared"))
     assert status == 2 and "go on with it by --resume, start anew by --overwrite" in said
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_ends_the_others(folder: Path) -> None:
+    (folder / "failing" / "rows").mkdir(parents=True)
+    (folder / "failing" / "rows" / "elbo-seed0").touch()  # where a folder must be
+    process = start(folder, "failing", "--steps", "100000")
+    status, said = finish(process)
+    assert status == 2 and "File exists" in said.splitlines()[-1] and "Traceback" not in said
+    assert gone(process.pid)

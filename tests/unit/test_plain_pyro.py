@@ -311,6 +311,7 @@ torch.set_default_dtype(torch.float64)
 r = recipes.vrnn(2, 2, 4)
 x = torch.ones(2, 3, 2)
 pyro.get_param_store().load(sys.argv[1])
+recipes.dsae(2, 2, 4, f_dim=2)  # building asks for no values
 svi = SVI(r.model, r.guide, pyro.optim.Adam({"lr": 1e-2}), ELBO())
 verbs = {
     "bare": lambda: r.model(x),
