@@ -4,6 +4,7 @@ from tests.mutations.fault import Fault
 
 TRUNCATION, RESUME = "tests/unit/test_truncation.py", "tests/unit/test_resume.py"
 SCORE, FILTER = "tests/statistical/test_gradients.py", "tests/unit/test_particles.py"
+EDGES = "tests/unit/test_rough_edges.py"
 PYRO, ARVIZ = "tests/unit/test_plain_pyro.py", "tests/integration/test_arviz.py"
 
 FAULTS = [
@@ -104,5 +105,82 @@ FAULTS = [
         "(information[i][0] + below, full)",
         "(information[i][0], full)",
         ("tests/unit/test_plots.py",),
+    ),
+    Fault(
+        "inference/calibration.py",
+        "simulations are scored with the scale of a loss",
+        "    unscale(sites)\n",
+        "",
+        (EDGES,),
+    ),
+    Fault(
+        "inference/objectives.py",
+        "what the last batch expected stays",
+        "        self._expected = 0.0\n",
+        "",
+        (EDGES,),
+    ),
+    Fault(
+        "inference/objectives.py",
+        "a loss without arguments is a module even inside SVI",
+        "if not args and torch.is_grad_enabled() and not am_i_wrapped():",
+        "if not args:",
+        (EDGES,),
+    ),
+    Fault(
+        "inference/traces.py",
+        "a block sends a filter to traces",
+        "unseen = (TraceMessenger, BlockMessenger)",
+        "unseen = (TraceMessenger,)",
+        (EDGES,),
+    ),
+    Fault(
+        "inference/densities.py",
+        "padding of a program is zero",
+        "return torch.where(mask.unsqueeze(-1), x, x[:, :1]), mask",
+        "return torch.where(mask.unsqueeze(-1), x, 0.0), mask",
+        (EDGES,),
+    ),
+    Fault(
+        "inference/training.py",
+        "what a hook's owner holds is not looked at",
+        "trained |= {id(part) for owner",
+        "trained |= {id(owner) for owner",
+        (EDGES,),
+    ),
+    Fault(
+        "inference/checkpoints.py",
+        "a new buffer is looked for among the old",
+        "if name in buffers:",
+        "if True:",
+        (EDGES,),
+    ),
+    Fault(
+        "inference/batches.py",
+        "the pass before the first is sought",
+        'before = int(state["passes"] > 1 and state["epoch"] > 0)',
+        'before = int(state["passes"] > 1)',
+        (EDGES,),
+    ),
+    Fault(
+        "inference/information.py",
+        "the information is not what the mismatch leaves",
+        "rate - mismatch)",
+        "rate - max(mismatch, 0.0))",
+        ("tests/unit/test_doors.py",),
+    ),
+    Fault(
+        "pyro_avrnn/data/dataset.py",
+        "round-off of a constant stays in the data",
+        "torch.where(constant & (centred.abs() <= rounding), 0.0, centred)",
+        "centred",
+        (EDGES,),
+    ),
+    Fault(
+        "pyro_avrnn/cli/folder.py",
+        "pictures of the user are removed",
+        '("learning_curves.png", "critic_curves.png", "rate.png")',
+        '("learning_curves.png", "critic_curves.png", "rate.png", "holiday.png")',
+        (EDGES,),
     ),
 ]
