@@ -48,6 +48,11 @@ class NormalEmission(NormalNetwork):
         super().__init__(in_dim, x_dim, hidden, min_scale=min_scale, activation=activation)
         self.x_dim = x_dim
 
+    def distribution(self, out: Tensor) -> dist.Distribution:
+        """The normal whose means and raw scales are ``(*batch, 2 X)``."""
+        loc, raw = out.chunk(2, dim=-1)
+        return diagonal_normal(loc, positive(raw, self.min_scale, self.scale_bias))
+
 
 class _Decoder(nn.Module):
     """Base of the other emissions: one network gives all parameters of the distribution."""
@@ -68,14 +73,14 @@ class _Decoder(nn.Module):
 
     def forward(self, *inputs: Tensor) -> dist.Distribution:
         """The distribution given inputs of shapes ``(*batch, F_i)``; event shape ``(X,)``."""
-        return self._distribution(self.net(broadcast_cat(*inputs)))
+        return self.distribution(self.net(broadcast_cat(*inputs)))
 
     def _set_up(self, *args: Any, **own: Any) -> int:
         """Keep the options that only this emission has, and return the network's output width."""
         raise NotImplementedError
 
-    def _distribution(self, out: Tensor) -> dist.Distribution:
-        """The distribution with these outputs of the network."""
+    def distribution(self, out: Tensor) -> dist.Distribution:
+        """The distribution with these outputs of the network, of all features or some."""
         raise NotImplementedError
 
 
@@ -92,7 +97,8 @@ class BernoulliEmission(_Decoder):
     def _set_up(self) -> int:
         return self.x_dim
 
-    def _distribution(self, out: Tensor) -> dist.Distribution:
+    def distribution(self, out: Tensor) -> dist.Distribution:
+        """See the base."""
         return dist.Bernoulli(logits=out, validate_args=False).to_event(1)
 
 
@@ -123,7 +129,8 @@ class MixtureOfNormalsEmission(_Decoder):
         self.num_components, self.min_scale = num_components, min_scale
         return num_components * (2 * self.x_dim + 1)
 
-    def _distribution(self, out: Tensor) -> dist.Distribution:
+    def distribution(self, out: Tensor) -> dist.Distribution:
+        """See the base."""
         logits, rest = out[..., : self.num_components], out[..., self.num_components :]
         loc, raw = rest.unflatten(-1, (2, self.num_components, self.x_dim)).unbind(-3)
         return dist.MixtureSameFamily(
@@ -184,8 +191,9 @@ class CategoricalEmission(_Decoder):
         self.expects = f"integers from 0 to {num_classes - 1}"
         return self.x_dim * num_classes
 
-    def _distribution(self, out: Tensor) -> dist.Distribution:
-        logits = out.unflatten(-1, (self.x_dim, self.num_classes))
+    def distribution(self, out: Tensor) -> dist.Distribution:
+        """See the base."""
+        logits = out.unflatten(-1, (-1, self.num_classes))
         return Classes(logits=logits, validate_args=False).to_event(1)
 
 
@@ -229,8 +237,9 @@ class DiscretisedLogisticMixture(_Decoder):
         self.padding = 0.5**bits  # zero itself is the border of two cells
         return 3 * num_components * self.x_dim
 
-    def _distribution(self, out: Tensor) -> dist.Distribution:
-        parameters = out.unflatten(-1, (3, self.num_components, self.x_dim))
+    def distribution(self, out: Tensor) -> dist.Distribution:
+        """See the base."""
+        parameters = out.unflatten(-1, (3, self.num_components, -1))
         return MixtureOfLogistics(parameters, self.bits, self.min_log_scale, validate_args=False)
 
 

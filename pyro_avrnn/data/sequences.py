@@ -191,9 +191,10 @@ class Batches:
         bucket: sort by length, in groups of 8 batches, before batches are cut and shuffled. It
             saves padding where lengths differ much; but batches of a kind follow each other, and
             a training can lose by it.
-        window: longer sequences are cut into windows of so many steps, anew in each epoch: the
-            first cut falls anywhere, so that no state learns to start at fixed places. The first
-            and the last window of a sequence are shorter. None cuts none.
+        window: longer sequences are cut into windows of at most about so many steps, anew in
+            each epoch, so that no state learns to start at fixed places: a sequence has
+            ceil(T / window) windows of equal length, and all cuts are shifted together by up to
+            half of it. None cuts none.
 
     Attributes:
         epoch: number of the epoch that the next ``iter()`` starts; set it to resume a run.
@@ -245,9 +246,9 @@ class Batches:
         """What an epoch consists of."""
         pieces: list[Piece] = []
         for i, length in enumerate(self.data.lengths.tolist()):
-            cuts = [0, length]
-            if self.window is not None and length > self.window:
-                first = int(torch.randint(1, self.window + 1, (), generator=generator))
-                cuts[1:1] = range(first, length, self.window)
+            parts = 1 if self.window is None else -(-length // self.window)
+            shift = float(torch.rand((), generator=generator)) - 0.5 if parts > 1 else 0.0
+            inner = (math.floor((k + shift) * length / parts) for k in range(1, parts))
+            cuts = [0, *inner, length]
             pieces += [(i, start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
         return pieces

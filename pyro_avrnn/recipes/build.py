@@ -7,7 +7,8 @@ from typing import Any, TypedDict
 from torch import nn
 
 from inference.protocols import counts
-from pyro_avrnn.emissions import EMISSIONS
+from pyro_avrnn.autoregressive import AutoregressiveEmission
+from pyro_avrnn.emissions import EMISSIONS as INDEPENDENT
 from pyro_avrnn.guides import GUIDES
 from pyro_avrnn.networks import CELLS, MLP, RecurrentEncoder
 from pyro_avrnn.priors import PRIORS
@@ -58,6 +59,7 @@ class Parts(TypedDict, total=False):
     emission_options: Options
 
 
+EMISSIONS: dict[str, type[nn.Module]] = INDEPENDENT | {"autoregressive": AutoregressiveEmission}
 #: each paper's own parts; a recipe has no others
 OWN: dict[str, dict[str, str]] = {
     "rnn": {"cell": "gru"},
@@ -88,6 +90,7 @@ TAKES: dict[str, dict[str, tuple[str, ...]]] = {
         "mixture": (*_NORMAL, "num_components"),
         "categorical": (*_NETWORK, "num_classes"),
         "logistic": (*_NETWORK, "bits", "num_components", "min_log_scale"),
+        "autoregressive": ("of", "network", "width", "lags"),  # and what that emission takes
     },
     "guide": {
         "": _GUIDE,
@@ -179,10 +182,13 @@ class Builder:
         """The recipe's own settings that this part takes, then the user's."""
         name, given = self.given[what], self.given[f"{what}_options"] or {}
         takes = TAKES[what].get(name, TAKES[what][""])
+        if name == "autoregressive":
+            name = given.get("of", "bernoulli")
+            takes += TAKES[what].get(name, TAKES[what][""])
         for option in given:
             if option not in takes:
                 raise ValueError(
-                    f"{what}_options of {name!r} must be among {', '.join(takes) or 'none'}, got "
+                    f"{what}_options of {self.given[what]!r} must be among {', '.join(takes) or 'none'}, got "
                     f"{option!r}"
                 )
         if name == "categorical" and "num_classes" not in given:

@@ -1,0 +1,181 @@
+"""Autoregressive emissions: what a feature has read, masses, draws, gradients, and models of them."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from inference import ELBO, evaluate, seeded
+from pyro_avrnn import recipes
+from pyro_avrnn.autoregressive import AutoregressiveEmission
+from pyro_avrnn.emissions import EMISSIONS
+from pyro_avrnn.generation import generate
+
+C, X = 3, 5
+KINDS: dict[str, dict[str, Any]] = {
+    "bernoulli": {},
+    "normal": {"min_scale": 0.01},
+    "categorical": {"num_classes": 3},
+    "logistic": {"bits": 3, "num_components": 2},
+}
+BOTH = [(of, network) for of in KINDS for network in ("masked", "causal")]
+BOTH.remove(("categorical", "causal"))
+
+
+def emission(of: str, network: str, scale: float = 1.0, **more: Any) -> AutoregressiveEmission:
+    """With random weights in place of zeros."""
+    options = {"lags": 3} if network == "causal" else {}
+    made = AutoregressiveEmission(
+        C, X, (7,), of=of, network=network, **KINDS[of], **options, **more
+    )
+    for p in made.network.parameters():
+        p.data = scale * torch.randn_like(p)
+    return made
+
+
+def values(of: str, *shape: int) -> Tensor:
+    if of == "normal":
+        return torch.randn(*shape, X)
+    if of == "logistic":
+        return (torch.randint(8, (*shape, X)) + 0.5) / 4 - 1
+    return torch.randint(3 if of == "categorical" else 2, (*shape, X)).double()
+
+
+@pytest.mark.parametrize(("of", "network"), BOTH)
+def test_it_begins_as_the_emission_of_independent_features(of: str, network: str) -> None:
+    made = AutoregressiveEmission(C, X, (7,), of=of, network=network, **KINDS[of])
+    plain: Any = EMISSIONS[of](C, X, (7,), **KINDS[of])
+    plain.load_state_dict(made.base.state_dict())
+    context, x = torch.randn(4, C), values(of, 4)
+    torch.testing.assert_close(made(context).log_prob(x), plain(context).log_prob(x))
+
+
+@pytest.mark.parametrize(("of", "network"), BOTH)
+def test_a_feature_has_read_those_before_it_and_no_other(of: str, network: str) -> None:
+    made, context, x = emission(of, network), torch.randn(C), values(of)
+    plain = made.base.net(context)
+
+    def numbers(x: Tensor) -> Tensor:
+        read = torch.nn.functional.one_hot(x.long(), 3).double().flatten() if of[0] == "c" else x
+        return made.network(read, context)  # (O, X)
+
+    before = numbers(x)
+    for i in range(X):
+        other = x.clone()
+        other[i] = values(of)[i] if of == "normal" else x[i] + (1 if x[i] <= 0 else -1) * 0.5
+        if of in ("bernoulli", "categorical"):
+            other[i] = 1 - x[i] if x[i] < 2 else 0
+        changed = (numbers(other) != before).any(dim=0)
+        reach = range(i + 1, X if network == "masked" else min(i + 4, X))
+        assert [j for j in range(X) if changed[j]] == list(reach)
+    assert made.of_features(x, context, plain).batch_shape == ()
+
+
+@pytest.mark.parametrize(("of", "network"), [b for b in BOTH if b[0] != "normal"])
+def test_masses_of_all_values_add_up_to_one(of: str, network: str) -> None:
+    levels = {"bernoulli": (0, 1), "categorical": (0, 1, 2)}
+    levels["logistic"] = tuple((k + 0.5) / 4 - 1 for k in range(8))
+    made = emission(of, network)
+    every = torch.tensor(list(product(levels[of], repeat=X)), dtype=torch.float64)
+    total = made(torch.randn(C)).log_prob(every).logsumexp(dim=0)
+    assert abs(float(total)) < 1e-10
+
+
+def test_densities_of_a_normal_are_those_of_one_feature_after_the_other() -> None:
+    made, context, x = emission("normal", "masked"), torch.randn(C), values("normal")
+    start = made.base.net(context)
+    total = torch.zeros(())
+    for i in range(X):
+        known = torch.where(torch.arange(X) < i, x, torch.nan).nan_to_num(7.0)  # not read
+        one = made.of_features(known, context, start, slice(i, i + 1))
+        total = total + one.log_prob(x[i : i + 1])
+    torch.testing.assert_close(made(context).log_prob(x), total)
+
+
+@pytest.mark.parametrize(("of", "network"), BOTH)
+def test_draws_have_the_probabilities_that_they_are_scored_with(of: str, network: str) -> None:
+    made, context = emission(of, network, scale=0.5), torch.randn(2, C)
+    with seeded(1):
+        drawn = made(context).sample((20_000,))
+    assert drawn.shape == (20_000, 2, X)
+    log_prob = made(context).log_prob(drawn)  # (n, 2)
+    # E[exp(log q - log p)] = 1 for any q: here that of another emission of the kind
+    other = emission(of, network, scale=0.5)
+    other.load_state_dict(made.state_dict())
+    for p in other.network.parameters():
+        p.data = p.data + 0.05 * torch.randn_like(p)
+
+    def off(scored: Tensor) -> Tensor:
+        ratio = (other(context).log_prob(drawn) - scored).exp()
+        assert float(ratio.max() / ratio.sum()) < 0.02
+        return ((ratio.mean(dim=0) - 1) / (ratio.std(dim=0) / len(ratio) ** 0.5)).abs()
+
+    assert float(off(log_prob).max()) < 5
+    assert float(off(log_prob - 0.1).max()) > 5  # the planted fault: densities off by a tenth
+
+
+@pytest.mark.parametrize(("of", "network"), BOTH)
+def test_the_gradient_reaches_context_and_weights_and_is_a_slope(of: str, network: str) -> None:
+    made, x = emission(of, network), values(of, 3)
+    context = torch.randn(3, C, requires_grad=True)
+    made(context).log_prob(x).sum().backward()
+    assert context.grad is not None
+    assert all(p.grad is not None and bool(p.grad.any()) for p in made.network.parameters())
+    step = torch.zeros_like(context)
+    step[1, 2] = 1e-6
+    with torch.no_grad():
+        up, down = (made(context + s).log_prob(x).sum() for s in (step, -step))
+    assert float((up - down) / 2e-6) == pytest.approx(float(context.grad[1, 2]), rel=1e-4)
+
+
+def test_shapes_broadcast_as_particles_need() -> None:
+    made = emission("logistic", "causal")
+    x, context = values("logistic", 4, 1, 6), torch.randn(4, 2, 6, C)
+    scored = made(context).log_prob(x)
+    assert scored.shape == (4, 2, 6)
+    assert_one = made(context[1, 1, 3]).log_prob(x[1, 0, 3])
+    torch.testing.assert_close(scored[1, 1, 3], assert_one)
+    assert made(context).expand((5, 4, 2, 6)).sample().shape == (5, 4, 2, 6, X)
+
+
+@pytest.mark.parametrize("make", [recipes.vrnn, recipes.srnn, recipes.dmm])
+def test_models_of_it_train_score_and_generate(make: Callable[..., Any]) -> None:
+    r = make(X, 2, 6, emission="autoregressive")
+    x = torch.randint(2, (3, 4, X)).double()
+    loss = ELBO()(r.model, r.guide, x)
+    loss.backward()
+    assert all(p.grad is not None for p in r.model.decoder.network.parameters())
+    assert evaluate(r.model, r.guide, x, num_particles=30).iwae_per_frame < 0
+    drawn = generate(r.model, 2, 3)
+    assert drawn.shape == (2, 3, X) and bool(((drawn == 0) | (drawn == 1)).all())
+    with pytest.raises(NotImplementedError, match="does not know its mean"):
+        generate(r.model, 2, 3, mean=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"of": "mixture"}, "of must be one of bernoulli, normal, categorical, logistic"),
+        ({"network": "wave"}, "network must be one of masked, causal"),
+        ({"of": "categorical"}, "emission 'categorical' needs num_classes"),
+        ({"of": "categorical", "num_classes": 3, "network": "causal"}, "reads numbers, not"),
+        ({"bits": 3}, "emission_options of 'autoregressive' must be among"),
+        ({"width": 0}, "width must be at least 1"),
+        ({"network": "causal", "lags": 0}, "lags must be at least 1"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, NotImplementedError), match=message):
+        recipes.vrnn(X, 2, 6, emission="autoregressive", emission_options=options)
+
+
+def test_a_file_knows_the_recipe(tmp_path: Any) -> None:
+    options = {"of": "logistic", "bits": 4, "network": "causal", "lags": 2}
+    r = recipes.rnn(X, 6, emission="autoregressive", emission_options=options)
+    recipes.save(r, tmp_path / "r.pt")
+    again = recipes.load(tmp_path / "r.pt")
+    x = (torch.randint(16, (2, 3, X)) + 0.5) / 8 - 1
+    torch.testing.assert_close(ELBO()(again.model, again.guide, x), ELBO()(r.model, r.guide, x))
