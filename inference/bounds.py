@@ -37,6 +37,11 @@ def fivo(log_weight: Tensor, resampled: Tensor) -> Tensor:
 
     Source: Maddison et al. (2017), eq. 4 and algorithm 1.
     """
+    if log_weight.ndim != 3 or resampled.dtype != torch.bool:
+        raise TypeError(
+            f"log_weight must be (T, K, B) and resampled bool (T - 1, B), got "
+            f"{tuple(log_weight.shape)} and {resampled.dtype}"
+        )
     return log_mean_exp(stretches(log_weight, resampled), dim=1).sum(dim=0)
 
 

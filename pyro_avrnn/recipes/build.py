@@ -204,7 +204,8 @@ def plain_config(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     plain |= {k: dict(v) for k, v in plain.items() if isinstance(v, Mapping)}
     for size in ("x_dim", "z_dim", "h_dim", "f_dim", "critic_dim"):
         hint = "; recipes.rnn has no latents" if size == "z_dim" else ""
-        counts(1, hint, **{size: plain.get(size)})
+        if size in plain:
+            counts(1, hint, **{size: plain[size]})
     return {**plain, "recipe": name}
 
 
@@ -216,7 +217,7 @@ def pick(argument: str, part: Any, known: Iterable[str]) -> Any:
     """
     if callable(part):
         return part
-    if part not in known:
+    if not isinstance(part, str) or part not in known:
         own = "" if argument in ("critic", "base") else ", or your own"
         raise ValueError(f"{argument} must be one of {', '.join(known)}{own}, got {part!r}")
     return known[part] if isinstance(known, Mapping) else part
