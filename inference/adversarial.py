@@ -162,6 +162,11 @@ class Adversarial:
         """
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
         drawn = densities.z if posterior is None else posterior
+        if drawn.shape != densities.z.shape:
+            raise ValueError(
+                f"posterior must have the shape of z, {tuple(densities.z.shape)}, got "
+                f"{tuple(drawn.shape)}"
+            )
         codes = self._codes(densities, drawn)
         with evaluating(self.critic):
             scores = [
@@ -233,7 +238,10 @@ class Adversarial:
 
     @staticmethod
     def _observed(scores: Tensor, mask: Tensor) -> Tensor:
-        return scores[mask.expand_as(scores)]
+        observed = scores[mask.expand_as(scores)]
+        if not len(observed):
+            raise ValueError("mask must observe a frame for a critic to compare, but has none")
+        return observed
 
 
 class Alternating:
