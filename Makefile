@@ -25,7 +25,7 @@ demo: .venv/.installed  ## a short comparison on the built-in vowels, under 6 mi
 	$(BIN)/avrnn compare --data vowels --seeds 1 --steps 300 --out $(OUT) --overwrite
 
 test: .venv/.installed  ## the whole suite, under 12 minutes on 2 cores
-	$(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto  # a process a core, and one thread in each
 
 ##@ For contributors
 lint: lint-format lint-rules lint-types lint-sizes  ## check format, rules, types and the size of tracked files

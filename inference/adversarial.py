@@ -30,8 +30,17 @@ from inference.divergences import (
     wasserstein2,
 )
 from inference.modes import evaluating
-from inference.protocols import Program, Stepwise, StepwiseGuide, counts
+from inference.protocols import (
+    Program,
+    Stepwise,
+    StepwiseGuide,
+    at_least,
+    counts,
+    given,
+    of_kind,
+)
 from inference.schedules import Schedule
+from inference.schedules import weight as check_weight
 from inference.traces import step_densities
 
 #: (densities, prior draws, posterior draws) -> codes of the prior and of the posterior
@@ -114,18 +123,27 @@ class Adversarial:
         name: str = "critic",
     ) -> None:
         view = getattr(critic, "view", None)
-        if not callable(view) and view not in VIEWS:
+        if not callable(view) and not (isinstance(view, str) and view in VIEWS):
             raise ValueError(
                 f"critic must have a view, one of {', '.join(VIEWS)} or a function, but that of "
                 f"{type(critic).__name__} is {view!r}; set its attribute view to what it is shown"
             )
         counts(0, critic_steps=critic_steps)
+        check_weight(weight, "weight")
+        of_kind(Divergence, "a divergence such as wasserstein()", **given(divergence=divergence))
+        of_kind(torch.optim.Optimizer, "an optimiser of torch", **given(optim=optim))
         self.critic, self.critic_steps, self.weight, self.name = critic, critic_steps, weight, name
         self.view: View = view if callable(view) else VIEWS[view]
         self.standardise = standardise
         self.divergence = wasserstein() if divergence is None else divergence
         self.divergence.constraint.check(critic)
         self.optim = optim or torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.9))
+        moved = {id(p) for group in self.optim.param_groups for p in group["params"]}
+        if moved != {id(p) for p in critic.parameters() if p.requires_grad}:
+            raise ValueError(
+                "optim must hold the critic's parameters and no others; make it with "
+                "critic.parameters()"
+            )
 
     @property
     def sees_path(self) -> bool:
@@ -144,6 +162,11 @@ class Adversarial:
         """
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
         drawn = densities.z if posterior is None else posterior
+        if drawn.shape != densities.z.shape:
+            raise ValueError(
+                f"posterior must have the shape of z, {tuple(densities.z.shape)}, got "
+                f"{tuple(drawn.shape)}"
+            )
         codes = self._codes(densities, drawn)
         with evaluating(self.critic):
             scores = [
@@ -215,7 +238,10 @@ class Adversarial:
 
     @staticmethod
     def _observed(scores: Tensor, mask: Tensor) -> Tensor:
-        return scores[mask.expand_as(scores)]
+        observed = scores[mask.expand_as(scores)]
+        if not len(observed):
+            raise ValueError("mask must observe a frame for a critic to compare, but has none")
+        return observed
 
 
 class Alternating:
@@ -244,6 +270,9 @@ class Alternating:
         lr: float = 5e-5,
         detach_state: bool = True,
     ) -> None:
+        of_kind(Adversarial, "an Adversarial", adversarial=adversarial)
+        of_kind(Iterable, "parameters", transition=transition, proposal=proposal)
+        at_least(0.0, lr=lr)
         self.adversarial, self.detach_state = adversarial, detach_state
         parameters = [*transition, *proposal]
         if not parameters:

@@ -19,7 +19,7 @@ from torch.distributions import Independent
 from inference.densities import StepDensities
 from inference.files import atomically
 from inference.modes import evaluating
-from inference.protocols import Program, counts
+from inference.protocols import Program, at_least, counts, given, of_kind, require_finite
 from inference.random import seeded
 from inference.traces import step_densities, time_index
 
@@ -72,8 +72,9 @@ def to_arviz(
             ``by_feature``, one that is not an ``Independent`` of its features.
     """
     counts(1, draws=draws)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}; use torch.as_tensor(x)")
+    at_least(1e-12, **given(frame_seconds=frame_seconds))
+    require_finite(model=model, guide=guide)
+    of_kind(Tensor, "a tensor", x=x)
     x = x.unsqueeze(0) if x.ndim == 2 else x
     if x.ndim != 3 or len(x) != 1:
         raise ValueError(

@@ -19,6 +19,12 @@ class Cycle:
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
+        one = isinstance(batches, tuple) and any(isinstance(part, Tensor) for part in batches)
+        if one or isinstance(batches, Tensor | str) or not isinstance(batches, Iterable):
+            raise TypeError(
+                "batches must be an iterable of batches, such as [(x, mask)] or a DataLoader, got "
+                f"{'one batch' if one else type(batches).__name__}"
+            )
         self.batches: Any = batches
         self.passes = self.position = 0  # begun, and batches given of the last of them
         self.epoch: int | None = None  # before that pass; so is the random state

@@ -5,11 +5,14 @@ In expectation ELBO <= IWAE-K <= log p(x) and FIVO-K <= log p(x). On long series
 resamples, usually lies above IWAE-K.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from inference.densities import StepDensities
+from inference.protocols import said
 from inference.weights import log_mean_exp
 
 
@@ -20,11 +23,13 @@ def per_sequence(values: Tensor) -> Tensor:
 
 def elbo(log_weight: Tensor) -> Tensor:
     """Evidence lower bound, ``(B,)``."""
+    _require_stacked(log_weight)
     return per_sequence(log_weight)
 
 
 def iwae(log_weight: Tensor) -> Tensor:
     """Importance-weighted bound, ``(B,)``. Source: Burda et al. (2016), eq. 8."""
+    _require_stacked(log_weight)
     return log_mean_exp(log_weight.sum(dim=0), dim=0)
 
 
@@ -37,6 +42,15 @@ def fivo(log_weight: Tensor, resampled: Tensor) -> Tensor:
 
     Source: Maddison et al. (2017), eq. 4 and algorithm 1.
     """
+    _require_stacked(log_weight)
+    steps, _, size = log_weight.shape
+    if not isinstance(resampled, Tensor) or resampled.dtype != torch.bool:
+        raise TypeError(f"resampled must be a tensor of dtype bool, got {said(resampled)}")
+    if resampled.shape != (steps - 1, size):
+        raise ValueError(
+            f"resampled must have shape (T - 1, B) = {(steps - 1, size)}, got "
+            f"{tuple(resampled.shape)}"
+        )
     return log_mean_exp(stretches(log_weight, resampled), dim=1).sum(dim=0)
 
 
@@ -49,6 +63,12 @@ def evidence_path(log_weight: Tensor, resampled: Tensor) -> Tensor:
             done = torch.where(resampled[t], rows[-1], done)
             summed = torch.where(resampled[t], 0.0, summed) + log_weight[t + 1]
     return torch.stack(rows)
+
+
+def _require_stacked(log_weight: Any) -> None:
+    if not isinstance(log_weight, Tensor) or log_weight.ndim != 3 or 0 in log_weight.shape:
+        shape = tuple(getattr(log_weight, "shape", ())) or type(log_weight).__name__
+        raise ValueError(f"log_weight must be a tensor (T, K, B), none of them 0, got {shape}")
 
 
 def stretches(log_weight: Tensor, resampled: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ et al. (2023), https://arxiv.org/abs/2211.02383, for quantities such as log p(x,
 """
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import NamedTuple
 
 import pyro
@@ -24,7 +25,14 @@ from tqdm.auto import tqdm
 
 from inference.densities import check_mask, require_steps
 from inference.modes import evaluating
-from inference.protocols import Program, counts
+from inference.protocols import (
+    Program,
+    counts,
+    given,
+    of_kind,
+    require_finite,
+    require_programs,
+)
 from inference.random import seeded
 from inference.traces import Columns, sample_sites, step_densities, unscale
 
@@ -74,6 +82,7 @@ class Calibration(NamedTuple):
         Raises:
             ValueError: a level outside (0, 1).
         """
+        of_kind(Real, "a number", level=level)
         if not 0.0 < level < 1.0:
             raise ValueError(f"level must be in (0, 1), got {level}")
         return bool((self.p_values >= level / len(self.names)).all())
@@ -148,7 +157,10 @@ def calibrate(
         >>> result.names, result.uniform()
         (('z[0] first', 'log p(x, z)'), True)
     """
+    require_programs(model, guide)
+    require_finite(model=model, guide=guide)
     require_steps(check_mask(mask))
+    of_kind(Callable, "a function of z, x and mask", **given(quantities=quantities))
     _check_bins(num_simulations, num_draws, num_bins)
     counts(1, batch_size=batch_size)
     quantities = quantities or latent_summaries
@@ -184,7 +196,11 @@ def _ranks(
             f"{tuple(d.z.shape)}"
         )
     joint = "log p(x, z)"
-    drawn = {**quantities(d.z, x, mask), joint: (d.log_prior + d.log_emission).sum(dim=0)}
+    own = quantities(d.z, x, mask)
+    of_kind(Mapping, "a dict of tensors (K, B)", **{"what quantities gives": own})
+    if joint in own:
+        raise ValueError(f"quantities must not be named {joint!r}, which is ranked anyway")
+    drawn = {**own, joint: (d.log_prior + d.log_emission).sum(dim=0)}
     true = {**quantities(truth, x, mask), joint: truth_joint}
     return {name: _rank(name, true[name], drawn[name], num_draws) for name in drawn}
 

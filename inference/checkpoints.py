@@ -4,7 +4,6 @@ On a CPU, a run that was interrupted and resumed gives the numbers of one that w
 """
 
 import os
-from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 
 from inference.batches import Windows
-from inference.files import load_plain, save_plain
+from inference.files import check_plain, file_path, load_plain, save_plain
 from inference.protocols import counts
 from inference.random import random_state, set_random_state
 from inference.schedules import Clock
@@ -29,7 +28,6 @@ _KEYS = {
     *("format", "run", "history", "batches", "random"),
     *("parameters", "gradients", "optimisers", "clock", "states"),
 }
-_PLAIN = {Tensor, nn.Parameter, bool, int, float, str, type(None)}  # what is read unpickled
 
 
 @runtime_checkable
@@ -69,6 +67,7 @@ class Checkpointing:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        file_path(self.path)
         counts(1, every=self.every)
 
 
@@ -132,7 +131,7 @@ class Checkpoint:
             "clock": self.clock.calls,
             "states": {name: part.state_dict() for name, part in self.states.items()},
         }
-        _check_plain(content, "the checkpoint")
+        check_plain(content, "the checkpoint")
         save_plain(self.path, content)
 
     def read(self) -> None:
@@ -277,21 +276,6 @@ def _kind(optim: Any) -> str:
     """Whose states these are; one optimiser's mean nothing to another."""
     makers = (getattr(optim, f"pt_{part}_constructor", None) for part in ("scheduler", "optim"))
     return " of ".join(getattr(m, "__name__", type(m).__name__) for m in makers if m is not None)
-
-
-def _check_plain(value: Any, where: str) -> None:
-    """Refuse on writing what could not be read again."""
-    if isinstance(value, dict) and type(value) in (dict, OrderedDict, Counter):
-        for name, item in value.items():
-            _check_plain(item, f"{where}[{name!r}]")
-    elif type(value) in (list, tuple):
-        for i, item in enumerate(value):
-            _check_plain(item, f"{where}[{i}]")
-    elif type(value) not in _PLAIN:
-        raise TypeError(
-            f"{where} must be a tensor or a plain value, which are read without unpickling, got "
-            f"{type(value).__name__}; have state_dict give such values"
-        )
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

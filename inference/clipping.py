@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from inference.protocols import at_least, counts
+from inference.protocols import at_least, counts, given
 
 _STEPS = 100  # over which the share of clipped steps is counted
 _FIRST = 10  # norms that a median must be of
@@ -48,8 +48,8 @@ class Clipper:
     """
 
     def __init__(self, clip: float | AdaptiveClip | None) -> None:
-        if isinstance(clip, int | float) and not clip > 0.0:
-            raise ValueError(f"clip_norm must be larger than 0, got {clip}")
+        if not isinstance(clip, AdaptiveClip):
+            at_least(1e-12, **given(clip_norm=clip))
         self.clip = clip
         window = clip.window if isinstance(clip, AdaptiveClip) else 0
         self.norms: deque[float] = deque(maxlen=window)  # as they were applied

@@ -110,6 +110,11 @@ def require_steps(mask: Tensor) -> None:
 
 def select_particles(state: Any, parents: Tensor) -> Any:
     """Take the particles ``parents`` ``(K, B)`` of every tensor ``(K, B, ...)`` of a state."""
+    if parents.ndim != 2 or parents.shape[1] != state[0].shape[1]:
+        raise ValueError(
+            f"parents must be indices (K, B) with B = {state[0].shape[1]}, got "
+            f"{tuple(parents.shape)}"
+        )
     particles, size = parents.shape
     flat = (parents * size + torch.arange(size, device=parents.device)).reshape(-1)
     return type(state)(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from inference.densities import StepDensities
+from inference.protocols import at_least, of_kind
 
 
 class Codes(NamedTuple):
@@ -57,8 +58,9 @@ def clip(bound: float = 0.01) -> Constraint:
     Raises:
         ValueError: a bound that is not positive.
     """
-    if bound <= 0:
-        raise ValueError(f"bound must be positive, got {bound}")
+    at_least(0.0, bound=bound)
+    if not bound:
+        raise ValueError("bound must be positive, got 0")
 
     @torch.no_grad()
     def project(critic: nn.Module) -> None:
@@ -92,6 +94,7 @@ def gradient_penalty(
     """
     if on not in ("z", "all"):
         raise ValueError(f"on must be 'z' or 'all', got {on!r}")
+    at_least(0.0, weight=weight)
 
     def cost(critic: nn.Module, prior: Codes, posterior: Codes, mask: Tensor) -> Tensor:
         mix = torch.rand_like(prior.z[..., :1])
@@ -157,6 +160,9 @@ def wasserstein(constraint: Constraint | None = None) -> Divergence:
     Args:
         constraint: ``gradient_penalty()`` by default, ``spectral()`` or ``clip()``.
     """
+    if constraint is not None:
+        expected = "gradient_penalty(), spectral() or clip()"
+        of_kind(Constraint, expected, constraint=constraint)
     return Divergence(
         critic_loss=lambda prior, posterior: posterior.mean() - prior.mean(),
         penalty=lambda prior, posterior: prior.mean() - posterior.mean(),

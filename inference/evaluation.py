@@ -16,11 +16,11 @@ from inference.divergences import normal_parameters, wasserstein2
 from inference.information import rate_split
 from inference.modes import evaluating
 from inference.particles import particle_filter
-from inference.protocols import Program, counts
+from inference.protocols import Program, at_least, counts, given, of_kind, require_programs
 from inference.random import seeded
 from inference.resampling import Criterion, Resampler
 from inference.traces import rolls, step_densities
-from inference.weights import effective_sample_size, log_mean_exp, pareto_k, require_usable
+from inference.weights import effective_sample_size, log_mean_exp, pareto_k, require_usable, wide
 
 _FRAMES_AT_ONCE = 80_000  # frames times particles: under half a GiB at 88 features, 32 units
 _FILTERED_AT_ONCE = 4_000_000  # in a filter, which keeps a few numbers of each
@@ -124,12 +124,13 @@ def evaluate(
         DegenerateWeightsError: all weights of a step of a sequence are zero, or not numbers.
     """
     counts(1, num_particles=num_particles, batch_size=batch_size)
-    counts(1, particles_at_once=particles_at_once, fivo_particles=fivo_particles)
+    counts(1, **given(particles_at_once=particles_at_once, fivo_particles=fivo_particles))
+    at_least(0.0, active_above=active_above)
+    require_programs(model, guide)
+    of_kind(Adversarial, "an Adversarial", **given(adversarial=adversarial))
     x, mask = check_batch(model, x, mask)
     if not bool(mask.any()):
-        raise ValueError(
-            f"mask must observe a frame of some sequence, got {tuple(mask.shape)} with none"
-        )
+        raise ValueError(f"mask must observe a frame, got {tuple(mask.shape)} with none")
     longest = int(mask.sum(dim=1).max())
     together = min(num_particles, particles_at_once or num_particles)
     with seeded(seed), evaluating(model, guide):
@@ -215,10 +216,16 @@ def _bounds(
     at_once = at_once or max(_FRAMES_AT_ONCE // mask.numel(), 1)
     columns: dict[str, Tensor] = {}
     totals = []  # of each portion, (k, B)
-    summed = x.new_full(mask.t().shape, -math.inf)  # log of all weights up to each step, (T, B)
+    summed = wide(x).new_full(mask.t().shape, -math.inf)  # log of weights up to each step, (T, B)
     for done in range(0, num_particles, at_once):
         count = min(at_once, num_particles - done)
         d = step_densities(model, guide, x, mask, num_particles=count)
+        _require_mask(d, mask)
+        d = d._replace(
+            log_prior=wide(d.log_prior),
+            log_emission=wide(d.log_emission),
+            log_proposal=wide(d.log_proposal),
+        )
         cumulative = d.log_weight.cumsum(dim=0)
         summed = torch.logaddexp(summed, cumulative.logsumexp(dim=1))
         totals.append(cumulative[-1])
@@ -230,6 +237,16 @@ def _bounds(
     if d.z.shape[-1] and num_particles >= 25:
         columns["pareto_k"] = pareto_k(total)
     return columns
+
+
+def _require_mask(d: StepDensities, mask: Tensor) -> None:
+    """Refuse a traced program that scores steps which the mask leaves out."""
+    scored = d.mask[:, 0].t()
+    if scored.shape == mask.shape and not torch.equal(scored, mask):
+        raise ValueError(
+            "model must leave out the steps that mask leaves out, but scores them; put "
+            "poutine.mask(mask=mask[:, t]) around the sites of a step"
+        )
 
 
 def _averages(d: StepDensities, adversarial: Adversarial | None) -> dict[str, Tensor]:
@@ -256,7 +273,7 @@ def _averages(d: StepDensities, adversarial: Adversarial | None) -> dict[str, Te
         "shift": shift,
         "shift_square": shift.square(),
     }
-    columns |= {name: per_sequence(value) for name, value in values.items()}
+    columns |= {name: per_sequence(wide(value)) for name, value in values.items()}
     if adversarial is not None:
         count = d.mask.sum(dim=0)[0]
         distance = adversarial.distance(d) if bool(count.any()) else 0.0

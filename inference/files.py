@@ -5,12 +5,31 @@ import json
 import math
 import os
 import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from inference.protocols import of_kind
+
+_PLAIN = {Tensor, nn.Parameter, bool, int, float, str, type(None)}  # what is read unpickled
+
+
+def file_path(path: Any) -> Path:
+    """The path of a file.
+
+    Raises:
+        TypeError: no path.
+        ValueError: a path that names no file.
+    """
+    of_kind(str | os.PathLike, "the path of a file", path=path)
+    if not Path(path).name or "\0" in str(path):
+        raise ValueError(f"path must name a file, got {os.fspath(path)!r}")
+    return Path(path)
 
 
 def atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
@@ -19,7 +38,7 @@ def atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> Pa
     Raises:
         OSError: it cannot be written; a full disk is an error of another kind in each library.
     """
-    target = Path(path)
+    target = file_path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -44,6 +63,21 @@ def atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> Pa
 def save_plain(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     """Write tensors and plain values, nested in dicts, lists and tuples; see `load_plain`."""
     atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def check_plain(value: Any, where: str) -> None:
+    """Refuse on writing what could not be read again."""
+    if isinstance(value, dict) and type(value) in (dict, OrderedDict, Counter):
+        for name, item in value.items():
+            check_plain(item, f"{where}[{name!r}]")
+    elif type(value) in (list, tuple):
+        for i, item in enumerate(value):
+            check_plain(item, f"{where}[{i}]")
+    elif type(value) not in _PLAIN:
+        raise TypeError(
+            f"{where} must be a tensor or a plain value, which are read without unpickling, got "
+            f"{type(value).__name__}; have state_dict give such values"
+        )
 
 
 def load_plain(path: str | os.PathLike[str]) -> Any:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from inference.densities import check_batch
 from inference.divergences import normal_parameters
 from inference.modes import evaluating
-from inference.protocols import Program, at_least, counts
+from inference.protocols import Program, at_least, counts, of_kind, require_programs
 from inference.random import seeded
 from inference.traces import step_densities
 
@@ -68,7 +68,8 @@ def rate_split(
     counts(0, steps=steps)
     counts(1, width=width)
     at_least(0.0, bound=bound)
-    train, heldout = check_batch(model, *train), check_batch(model, *heldout)
+    require_programs(model, guide)
+    train, heldout = _checked(model, train=train), _checked(model, heldout=heldout)
     if len(train[0]) < LEAST_SEQUENCES:
         raise ValueError(
             f"train must hold at least {LEAST_SEQUENCES} sequences, got {len(train[0])}"
@@ -91,6 +92,16 @@ def rate_split(
     error = float(sums.square().sum().sqrt()) / len(value)
     rate, mismatch = float(reading.kl.mean()), float(value.mean())
     return RateSplit(rate, mismatch, error, rate - mismatch)
+
+
+def _checked(model: Program, **named: Any) -> tuple[Tensor, Tensor]:
+    """Data and mask, with a frame at least."""
+    ((name, data),) = named.items()
+    of_kind(list | tuple, "(x, mask)", **named)
+    x, mask = check_batch(model, *data)
+    if not bool(mask.any()):
+        raise ValueError(f"{name} must observe a frame, but its mask has none")
+    return x, mask
 
 
 class _Frames(NamedTuple):

@@ -26,7 +26,16 @@ from inference.bounds import (
 )
 from inference.densities import StepDensities, select_particles
 from inference.gradients import ancestor_score, doubly_reparameterised
-from inference.protocols import HasRollout, Penalty, Program, counts, require_stepwise
+from inference.protocols import (
+    HasRollout,
+    Penalty,
+    Program,
+    at_least,
+    counts,
+    given,
+    of_kind,
+    require_stepwise,
+)
 from inference.resampling import (
     CRITERIA,
     RESAMPLERS,
@@ -37,9 +46,9 @@ from inference.resampling import (
     pick,
     systematic,
 )
-from inference.schedules import Clock, Schedule
+from inference.schedules import Clock, Schedule, weight
 from inference.traces import step_densities
-from inference.weights import normalise, require_usable
+from inference.weights import normalise, require_usable, wide
 
 
 @dataclass(kw_only=True)
@@ -82,7 +91,18 @@ class Objective:
     bound: ClassVar[str] = ""  # name of its value in terms; the ELBO is there anyway
 
     def __post_init__(self) -> None:
-        counts(1, num_particles=self.num_particles, recompute=self.recompute)
+        counts(1, num_particles=self.num_particles, **given(recompute=self.recompute))
+        weight(self.kl_weight, "kl_weight")
+        of_kind(Clock, "a Clock", clock=self.clock)
+        of_kind(list | tuple, "a list of penalties such as Adversarial", penalties=self.penalties)
+        for i, penalty in enumerate(self.penalties):
+            of_kind(Penalty, "a penalty such as Adversarial", **{f"penalties[{i}]": penalty})
+        names = [penalty.name for penalty in self.penalties]
+        if len({*names}) < len(names):
+            raise ValueError(
+                f"penalties must have names of their own, got {', '.join(names)}; give name= to "
+                "each"
+            )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -160,10 +180,11 @@ class Objective:
         if not bool(objective.isfinite().all()):  # say where, if the weights tell
             self.find_fault(densities.log_weight.detach())
         fit, kl = reconstruction(densities), rate(densities)
+        shown, spent = wide(fit.detach()), wide(kl.detach())
         self.terms = {
-            "reconstruction": fit.detach().sum() / frames,
-            "kl": kl.detach().sum() / frames,
-            "elbo": (fit - kl).detach().sum() / frames,
+            "reconstruction": shown.sum() / frames,
+            "kl": spent.sum() / frames,
+            "elbo": (shown - spent).sum() / frames,
             "kl_weight": weight,
         }
         if self.bound:  # of weighted terms the value is not a bound
@@ -211,8 +232,7 @@ class ELBO(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.free_bits >= 0.0:
-            raise ValueError(f"free_bits must be at least 0 nats a frame, got {self.free_bits}")
+        at_least(0.0, " nats a frame", free_bits=self.free_bits)
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """Reconstruction minus the weighted KL, shape (B,)."""

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from inference.densities import check_batch, select_particles
-from inference.protocols import Stepwise, StepwiseGuide, counts, require_stepwise
+from inference.protocols import (
+    Stepwise,
+    StepwiseGuide,
+    counts,
+    given,
+    of_kind,
+    require_stepwise,
+)
 from inference.random import draw, learnable
 from inference.resampling import Criterion, Resampler, Selection, identity
 from inference.weights import effective_sample_size, log_mean_exp, normalise
@@ -140,12 +147,9 @@ def particle_filter(
     require_stepwise(model, guide)
     assert guide is not None  # refused above
     counts(1, num_particles=num_particles)
-    if online and getattr(guide, "smoothing", False):
-        raise ValueError(
-            f"guide {type(guide).__name__} reads x after step t (a smoothing guide), so it cannot "
-            "filter online; use one that reads the past and x_t, such as FilteringGuide, or None "
-            "for the bootstrap filter"
-        )
+    of_kind(Callable, "a function of state and x", **given(auxiliary=auxiliary))
+    if online:
+        _require_online(guide)
     x, mask = check_batch(model, x, mask)
     selection = Selection(resampler, criterion, mask)
     run = _Filter(model, guide, x, mask, guide.encode(x, mask), selection, auxiliary)
@@ -167,6 +171,16 @@ def particle_filter(
     path, log_weight, ess, due, ancestors, mean = map(torch.stack, zip(*rows, strict=True))
     z = torch.stack(draws) if paths else None
     return Filtered(path[-1], path, log_weight, ess, due, ancestors, mean, z, mask.t())
+
+
+def _require_online(guide: Any) -> None:
+    """Refuse a guide that reads the future."""
+    if getattr(guide, "smoothing", False):
+        raise ValueError(
+            f"guide {type(guide).__name__} reads x after step t (a smoothing guide), so it cannot "
+            "filter online; use one that reads the past and x_t, such as FilteringGuide, or None "
+            "for the bootstrap filter"
+        )
 
 
 class _Cloud(NamedTuple):
@@ -221,6 +235,12 @@ class _Filter(NamedTuple):
         chosen, favour = normal, torch.zeros_like(normal)
         if self.auxiliary is not None:
             favour = self.auxiliary(state, self.x[:, t + 1])
+            of_kind(Tensor, "log-weights (K, B)", **{"what auxiliary gives": favour})
+            if favour.shape != normal.shape or not bool(favour.isfinite().all()):
+                raise ValueError(
+                    f"auxiliary must give finite log-weights (K, B) = {tuple(normal.shape)}, got "
+                    f"{tuple(favour.shape)}, all finite: {bool(favour.isfinite().all())}"
+                )
             favour = torch.where(self.mask[:, t + 1], favour, 0.0)
             chosen = normalise(normal + favour, t + 1)
         due, parents = self.selection.decide(chosen.detach(), t)

@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 from inference.batches import by_portions
 from inference.densities import check_batch, require_steps
 from inference.modes import evaluating
-from inference.protocols import Program, counts
+from inference.protocols import Program, counts, require_programs
 from inference.random import seeded
 from inference.traces import step_densities
 
@@ -74,6 +74,7 @@ def sequence_codes(
         ValueError: a number below 1, or a sequence without steps.
     """
     counts(1, num_particles=num_particles, batch_size=batch_size)
+    require_programs(model, guide)
     x, mask = check_batch(model, x, mask)
     require_steps(mask)
 

@@ -1,10 +1,11 @@
 """Requirements on models, guides, penalties, hooks and numbers."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from inference.densities import StepDensities
@@ -66,6 +67,7 @@ class StepwiseGuide(Protocol):
         ...
 
 
+@runtime_checkable
 class Penalty(Protocol):
     """A price per frame that an objective subtracts, with a weight; ``Adversarial`` is one."""
 
@@ -77,23 +79,22 @@ class Penalty(Protocol):
         ...
 
 
-def at_least(least: float, hint: str = "", /, **numbers: float | None) -> None:
-    """Check numbers, named as the arguments they are, against a lower limit; None passes.
+def at_least(least: float, hint: str = "", /, **numbers: float) -> None:
+    """Check finite numbers, named as the arguments they are, against a lower limit.
 
     Raises:
         TypeError: not a number.
-        ValueError: a number below the limit, or NaN; ``hint`` ends the message.
+        ValueError: a number below the limit, infinite or NaN; ``hint`` ends the message.
     """
     for name, value in numbers.items():
-        if value is None:
-            continue
         if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-        if not value >= least:
-            raise ValueError(f"{name} must be at least {least}, got {value}{hint}")
+            raise TypeError(f"{name} must be a number, got {said(value)}")
+        if not (value >= least and value < math.inf):
+            limit = "finite" if least == -math.inf or value == math.inf else f"at least {least}"
+            raise ValueError(f"{name} must be {limit}, got {value}{hint}")
 
 
-def counts(least: int, hint: str = "", /, **numbers: int | None) -> None:
+def counts(least: int, hint: str = "", /, **numbers: int) -> None:
     """Check whole numbers as :func:`at_least` does.
 
     Raises:
@@ -101,11 +102,77 @@ def counts(least: int, hint: str = "", /, **numbers: int | None) -> None:
         ValueError: a number below the limit; ``hint`` ends the message.
     """
     for name, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
-            raise TypeError(
-                f"{name} must be a whole number, got {value!r} ({type(value).__name__})"
-            )
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{name} must be a whole number, got {said(value)}")
     at_least(least, hint, **numbers)
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Those arguments that are not None, which stands for a default."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def of_kind(kind: Any, expected: str, /, **values: Any) -> None:
+    """Check that values, named as the arguments they are, are objects of some kind.
+
+    Raises:
+        TypeError: another kind, or the class itself; ``expected`` says in words what is.
+    """
+    for name, value in values.items():
+        if isinstance(value, type) or not isinstance(value, kind):
+            raise TypeError(f"{name} must be {expected}, got {said(value)}")
+
+
+def one_of(known: Iterable[str], /, **values: Any) -> None:
+    """Check that values, named as the arguments they are, are among known names.
+
+    Raises:
+        ValueError: another; the known ones are listed.
+    """
+    for name, value in values.items():
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def said(value: Any) -> str:
+    """A value in a few words of one line."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = repr(value)
+    short = len(text) <= 40 and "\n" not in text
+    return f"{text} ({type(value).__name__})" if short else type(value).__name__
+
+
+def require_programs(model: Any, guide: Any) -> None:
+    """Refuse what is no Pyro program at all.
+
+    Raises:
+        TypeError: a class, a recipe, or another object that cannot be called.
+    """
+    for argument, value in (("model", model), ("guide", guide)):
+        served = callable(value) or isinstance(value, HasRollout | StepwiseGuide)
+        if isinstance(value, type) or not served:
+            part = getattr(value, argument, None)
+            hint = f"; give its {argument}" if callable(part) else ""
+            raise TypeError(
+                f"{argument} must be a Pyro program, a function or a module, got {said(value)}"
+                f"{hint}"
+            )
+
+
+def require_finite(**programs: Any) -> None:
+    """Refuse modules, named as the arguments they are, with parameters that are not finite.
+
+    Raises:
+        ValueError: naming the parameter.
+    """
+    for argument, program in programs.items():
+        for name, p in program.named_parameters() if isinstance(program, nn.Module) else ():
+            if not bool(p.isfinite().all()):
+                raise ValueError(
+                    f"{argument} has a parameter that is not finite, {name}, as after a training "
+                    "that diverged; take the parameters before that"
+                )
 
 
 def require_stepwise(model: Any, guide: Any) -> None:
@@ -119,6 +186,9 @@ def require_stepwise(model: Any, guide: Any) -> None:
         TypeError: naming the functions that are missing.
         ValueError: from a model that tells its own guides from others.
     """
+    for argument, value in (("model", model), ("guide", guide)):
+        if isinstance(value, type):
+            raise TypeError(f"{argument} must be an object, got the class {value.__name__}")
     for argument, value, names in (
         ("model", model, ("init", "transition", "emission", "advance")),
         ("guide", guide, ("encode", "proposal")),

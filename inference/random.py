@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.protocols import counts
+
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
@@ -26,6 +28,9 @@ def seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
+    counts(0, seed=seed)
+    if seed >= 2**63:
+        raise ValueError(f"seed must be below 2**63, got {seed}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

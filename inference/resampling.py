@@ -1,12 +1,14 @@
 """Resampling: when to resample particles, which of them go on, and a record of both."""
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from inference.bounds import stretches, temper
+from inference.protocols import of_kind, said
 from inference.weights import normalise
 
 #: normalised log-weights ``(K, B)`` -> bool ``(B,)``: whether to resample
@@ -31,6 +33,7 @@ def ess_below(fraction: float = 0.5) -> Criterion:
     Raises:
         ValueError: a fraction outside (0, 1].
     """
+    of_kind(Real, "a number", fraction=fraction)
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}")
 
@@ -89,7 +92,7 @@ def pick(argument: str, value: str | Choice, known: Mapping[str, Choice]) -> Cho
     """
     if callable(value):
         return value
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(
             f"{argument} must be one of {', '.join(known)}, or a function, got {value!r}"
         )
@@ -157,8 +160,23 @@ class Selection:
     def decide(self, log_weight: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
         """Decide where to resample, ``(B,)``, by normalised log-weights; give parents if any."""
         due = self.criterion(log_weight)
+        _require(due, torch.bool, log_weight.shape[1:], "criterion", "bool (B,)")
         if self.mask is not None:
             due = due & self.mask[:, t + 1]
         if not bool(due.any()):
             return due, None
-        return due, torch.where(due, self.resampler(log_weight), identity(log_weight))
+        drawn = self.resampler(log_weight)
+        _require(drawn, torch.int64, log_weight.shape, "resampler", "indices (K, B), int64")
+        if bool(((drawn < 0) | (drawn >= len(log_weight))).any()):
+            raise ValueError(
+                f"resampler must give indices from 0 to {len(log_weight) - 1}, got others"
+            )
+        return due, torch.where(due, drawn, identity(log_weight))
+
+
+def _require(found: Any, dtype: torch.dtype, shape: Size, what: str, expected: str) -> None:
+    """Refuse what a criterion or resampler of one's own gave, if it is no such tensor."""
+    tensor = isinstance(found, Tensor)
+    if not tensor or found.dtype != dtype or found.shape != shape:
+        got = f"{found.dtype} {tuple(found.shape)}" if tensor else said(found)
+        raise TypeError(f"{what} must give {expected}, here of shape {tuple(shape)}, got {got}")

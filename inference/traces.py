@@ -16,7 +16,14 @@ from torch.distributions import Distribution, Independent, Normal
 
 from inference.densities import StepDensities
 from inference.divergences import normal_parameters
-from inference.protocols import HasRollout, Program, Stepwise, StepwiseGuide
+from inference.protocols import (
+    HasRollout,
+    Program,
+    Stepwise,
+    StepwiseGuide,
+    counts,
+    require_programs,
+)
 
 Sites = dict[str, dict[str, Any]]  #: sites of a trace by name
 
@@ -42,6 +49,8 @@ def step_densities(
         NotImplementedError: without a rollout, a latent that is not reparameterised, sites
             outside one plate over sequences at dimension -1, or options of a rollout.
     """
+    require_programs(model, guide)
+    counts(1, num_particles=num_particles)
     if isinstance(guide, HasRollout) and isinstance(model, StepwiseGuide):
         raise TypeError(
             f"model and guide are swapped: got {type(model).__name__}, which proposes latents, as "
@@ -184,6 +193,7 @@ def _traced(
     scale = unscale({**sites, **{f"guide's {name}": site for name, site in proposed.items()}})
     observed = [name for name, site in sites.items() if site["is_observed"]]
     latents = [name for name, site in sites.items() if not site["is_observed"]]
+    _require_roles(observed, proposed)
     _require_proposals(latents, guide_trace)
     terms = [site["log_prob"] for site in sites.values()]
     size = max((term.shape[-1] for term in terms if term.ndim), default=1)
@@ -226,6 +236,16 @@ def unscale(sites: Sites) -> float:
         for site in sites.values():
             site["log_prob"] = site["log_prob"] / scale
     return scale
+
+
+def _require_roles(observed: list[str], proposed: Sites) -> None:
+    """Refuse a model without data, and a guide with: two models, two guides, or both swapped."""
+    if not observed or any(site["is_observed"] for site in proposed.values()):
+        what = "model observes no data" if not observed else "guide observes data, as a model does"
+        raise ValueError(
+            f"the {what}; give a model, whose sites of x have obs=, and a guide, which proposes "
+            "its latents"
+        )
 
 
 def _require_proposals(latents: list[str], guide_trace: poutine.Trace) -> None:

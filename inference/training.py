@@ -4,7 +4,7 @@ import inspect
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,24 @@ from pyro.optim import PyroLRScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
+from inference.adversarial import Adversarial, Alternating
 from inference.averages import Average
 from inference.batches import Cycle, Windows
 from inference.checkpoints import Best, Checkpoint, Checkpointing
 from inference.clipping import AdaptiveClip, Clipper
-from inference.files import write_csv
+from inference.files import file_path, write_csv
 from inference.modes import learning
 from inference.objectives import Objective
-from inference.protocols import HasRollout, Hook, Stepwise, counts
+from inference.protocols import (
+    HasRollout,
+    Hook,
+    Stepwise,
+    at_least,
+    counts,
+    given,
+    of_kind,
+    require_programs,
+)
 from inference.random import seeded
 from inference.schedules import Clock, Schedule
 from inference.updates import NonFiniteLossError, svi_step
@@ -46,6 +56,8 @@ class Records:
 
     def __post_init__(self) -> None:
         counts(1, every=self.every)
+        if self.path is not None:
+            file_path(self.path)
 
 
 @dataclass
@@ -129,13 +141,12 @@ def fit(
             ``ReduceLROnPlateau``.
         NonFiniteLossError: naming step and term; the best parameters are in place.
     """
-    counts(1, steps=steps, truncate=truncate)
+    counts(1, steps=steps, **given(truncate=truncate))
     clipper = Clipper(clip_norm)
+    _require_kinds(svi, hooks, keep, lr_schedule)
+    _require_files(checkpoint, records)
     _require_one_schedule(svi, lr_schedule)
     _require_hooks(svi, hooks)
-    for file in (checkpoint, records):
-        if file and file.path is not None and not Path(file.path).parent.is_dir():
-            raise ValueError(f"{file.path} is in a folder that does not exist; make it first")
     if truncate is not None:
         _require_carrying(svi, hooks)
     clock = getattr(svi.loss, "clock", None)
@@ -243,13 +254,15 @@ class _Run:
         svi, windows, step = self.svi, self.windows, self.history.steps + 1
         batch = next(windows)
         factor = None if self.lr_schedule is None else self.lr_schedule((step - 1) / self.steps)
+        if factor is not None:
+            at_least(0.0, **{"the factor of lr_schedule": factor})
         past: dict[str, Any] = {} if windows.start is None else {"start": windows.start}
         given = past | ({"carry": True} if windows.more else {})
         row = svi_step(svi, batch, step, self.clipper, factor, **given)
         if self.hooks and not self.history.best_step:
             self.best.take()  # a hook may break what nobody has kept yet
         for hook in self.hooks:
-            row |= hook(svi.model, svi.guide, *batch, **past)
+            row |= _metrics(hook(svi.model, svi.guide, *batch, **past), row, hook)
         windows.start = svi.loss.after if windows.more else None
         self.history.steps = step
         _check_metrics(row, step)
@@ -290,6 +303,33 @@ class _Run:
         self.best.restore()
         self.history.carried = self.windows.start
         self.write_records()
+
+
+def _require_files(checkpoint: Any, records: Any) -> None:
+    """Refuse files that cannot be written, or that would overwrite each other."""
+    of_kind(Checkpointing, "a Checkpointing", **given(checkpoint=checkpoint))
+    of_kind(Records, "Records", **given(records=records))
+    files = [Path(f.path) for f in (checkpoint, records) if f and f.path is not None]
+    for path in files:
+        if not path.parent.is_dir():
+            raise ValueError(f"{path} is in a folder that does not exist; make it first")
+    if len({*files}) < len(files):
+        raise ValueError(f"checkpoint and records must have files of their own, got {files[0]}")
+
+
+def _require_kinds(svi: Any, hooks: Any, keep: Any, lr_schedule: Any) -> None:
+    """Refuse what would fail at its first use, or after all the training."""
+    of_kind(SVI, "a pyro.infer.SVI", svi=svi)
+    require_programs(svi.model, svi.guide)
+    of_kind(Callable, "a loss such as ELBO()", loss=svi.loss)
+    of_kind(list | tuple, "a list of functions", hooks=hooks)
+    for i, hook in enumerate(hooks):
+        use = "; give its update" if isinstance(hook, Adversarial | Alternating) else ""
+        of_kind(Callable, f"a function{use}", **{f"hooks[{i}]": hook})
+    of_kind(list | tuple, "a list of modules", keep=keep)
+    for i, module in enumerate(keep):
+        of_kind(torch.nn.Module, "a torch module", **{f"keep[{i}]": module})
+    of_kind(Callable, "a function of the fraction done", **given(lr_schedule=lr_schedule))
 
 
 def _require_carrying(svi: SVI, hooks: Sequence[Hook]) -> None:
@@ -356,6 +396,16 @@ def _require_hooks(svi: SVI, hooks: Sequence[Hook]) -> None:
 
 def _named(thing: Any) -> str:
     return getattr(thing, "__name__", type(thing).__name__)
+
+
+def _metrics(found: Any, row: dict[str, float], hook: Hook) -> dict[str, float]:
+    """What a hook gave, if it may be among the metrics."""
+    of_kind(Mapping, "a dict of numbers", **{f"the result of the hook {_named(hook)}": found})
+    for name, value in found.items():
+        if name in row or name in ("step", "validation_bound"):
+            raise ValueError(f"metric {name!r} is there already; have the hook name its own")
+        at_least(-math.inf, **{f"metric {name!r}": value}) if value == value else None
+    return dict(found)
 
 
 def _check_metrics(row: dict[str, float], step: int) -> None:

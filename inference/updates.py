@@ -12,6 +12,7 @@ from pyro.optim import PyroLRScheduler
 from torch import Tensor
 
 from inference.clipping import Clipper
+from inference.protocols import said
 from inference.weights import DegenerateWeightsError
 
 
@@ -80,6 +81,11 @@ def svi_step(
 
 def observed_frames(batch: tuple[Any, ...]) -> float:
     """Observed frames of a batch ``(x, mask)``, or B * T of x alone."""
+    if not batch or not isinstance(batch[0], Tensor) or batch[0].ndim < 2:
+        raise TypeError(
+            "a batch must be a tuple whose first is x (B, T, X), got "
+            f"{said(batch[0]) if batch else 'an empty one'}"
+        )
     if len(batch) > 1 and isinstance(batch[1], Tensor) and batch[1].dtype == torch.bool:
         return float(batch[1].sum())
     return float(math.prod(batch[0].shape[:2]))

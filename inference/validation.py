@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from inference.bounds import iwae
 from inference.modes import evaluating
-from inference.protocols import counts
+from inference.protocols import counts, given, of_kind
 from inference.random import seeded
 from inference.traces import step_densities
 from inference.updates import observed_frames
+from inference.weights import wide
 
 Batch = tuple[Tensor, ...]
 
@@ -43,16 +45,23 @@ class Validation:
     on_best: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
-        counts(1, every=self.every, num_particles=self.num_particles, patience=self.patience)
+        counts(1, every=self.every, num_particles=self.num_particles)
+        counts(1, **given(patience=self.patience))
+        of_kind((tuple, list, Callable), "a batch (x, mask) or a function", data=self.data)
+        of_kind(Callable, "a function", **given(on_best=self.on_best))
+        if not callable(self.data) and not observed_frames(tuple(self.data)):
+            raise ValueError("data must observe a frame, but the mask of this batch has none")
 
     def score(self, svi: SVI, seed: int | None) -> float:
         """The bound now, in evaluation mode; -inf where it is not finite."""
         with torch.no_grad(), evaluating(svi.model, svi.guide):
             if callable(self.data):
-                return self.data()
+                bound = self.data()
+                of_kind(Real, "a number", **{"the bound of validation": bound})
+                return float(bound)
             with seeded(0 if seed is None else seed):
                 d = step_densities(
                     svi.model, svi.guide, *self.data, num_particles=self.num_particles
                 )
-        value = float(iwae(d.log_weight).sum()) / observed_frames(self.data)
+        value = float(iwae(wide(d.log_weight)).sum()) / observed_frames(self.data)
         return value if math.isfinite(value) else -math.inf

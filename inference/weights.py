@@ -33,6 +33,11 @@ def log_mean_exp(values: Tensor, dim: int) -> Tensor:
     return values.logsumexp(dim=dim) - math.log(values.shape[dim])
 
 
+def wide(values: Tensor) -> Tensor:
+    """In float32 at least: sums over a set are too large for half precision."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def effective_sample_size(log_weight: Tensor, dim: int = 0) -> Tensor:
     """Effective sample size (sum w)^2 / sum w^2 along ``dim``, in [1, K]."""
     return (2 * log_weight.logsumexp(dim=dim) - (2 * log_weight).logsumexp(dim=dim)).exp()

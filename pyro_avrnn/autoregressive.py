@@ -19,7 +19,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from inference.protocols import counts
+from inference.protocols import counts, given
 from pyro_avrnn.emissions import EMISSIONS
 from pyro_avrnn.networks import ACTIVATIONS
 from pyro_avrnn.shapes import broadcast_cat
@@ -165,7 +165,7 @@ class AutoregressiveEmission(nn.Module):
         for name, value, known in (("of", of, _PARTS), ("network", network, NETWORKS)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        counts(1, width=width)
+        counts(1, **given(width=width))
         self.in_dim, self.x_dim = in_dim, x_dim
         base: Any = EMISSIONS[of](in_dim, x_dim, hidden, activation=activation, **own)
         self.support, self.expects = base.support, base.expects

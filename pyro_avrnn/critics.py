@@ -16,6 +16,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from inference.protocols import counts, one_of
 from pyro_avrnn.networks import LSTM, MLP
 from pyro_avrnn.shapes import broadcast_cat
 
@@ -37,8 +38,7 @@ def context_dim(view: str, h_dim: int, x_dim: int) -> int:
     Raises:
         ValueError: an unknown view.
     """
-    if view not in VIEWS:
-        raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
+    one_of(VIEWS, view=view)
     sees_h, sees_x, _ = VIEWS[view]
     return sees_h * h_dim + sees_x * x_dim
 
@@ -78,6 +78,8 @@ class LSTMCritic(nn.Module):
         self, z_dim: int, context_dim: int = 0, critic_dim: int = 64, *, view: View | None = None
     ) -> None:
         super().__init__()
+        counts(1, z_dim=z_dim, critic_dim=critic_dim)
+        counts(0, context_dim=context_dim)
         self.view = view
         self.cell = LSTM(z_dim + context_dim, critic_dim)
         self.head = MLP([critic_dim, critic_dim, 1])
@@ -135,16 +137,14 @@ class FeedForwardCritic(nn.Module):
     ) -> None:
         super().__init__()
         activations = {"relu": nn.ReLU, "groupsort": GroupSort}
-        if activation not in activations:
+        if not isinstance(activation, str) or activation not in activations:
             raise ValueError(f"activation must be relu or groupsort, got {activation!r}")
-        if lipschitz not in (None, "z", "all"):
+        if lipschitz is not None and lipschitz not in ("z", "all"):
             raise ValueError(f"lipschitz must be None, 'z' or 'all', got {lipschitz!r}")
-        if critic_dim % 2 or depth < 1:
-            raise ValueError(
-                f"critic_dim must be even and depth at least 1, got {critic_dim} and {depth}"
-            )
-        if window < 0:
-            raise ValueError(f"window must not be negative, got {window}")
+        counts(1, z_dim=z_dim, critic_dim=critic_dim, depth=depth)
+        counts(0, context_dim=context_dim, window=window)
+        if critic_dim % 2:
+            raise ValueError(f"critic_dim must be even, got {critic_dim}")
         self.view, self.lipschitz, self.window = view, lipschitz, window
         context_dim += window * z_dim
         together = lipschitz == "all"

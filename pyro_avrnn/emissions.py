@@ -5,6 +5,7 @@ can score (``support``; in words, ``expects``), so that a model refuses other da
 instead of returning a meaningless density.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from inference.protocols import at_least, counts
+from inference.protocols import at_least, counts, of_kind
 from pyro_avrnn.logistics import Cells, MixtureOfLogistics
 from pyro_avrnn.networks import MLP, NormalNetwork, diagonal_normal, positive
 from pyro_avrnn.shapes import broadcast_cat
@@ -67,6 +68,8 @@ class _Decoder(nn.Module):
         **own: float,
     ) -> None:
         super().__init__()
+        counts(1, x_dim=x_dim)
+        of_kind(list | tuple, "a list of widths", hidden=hidden)
         self.in_dim, self.x_dim = in_dim, x_dim
         outputs = self._set_up(**own)
         self.net = MLP([in_dim, *hidden, outputs], activation=activation)
@@ -226,8 +229,9 @@ class DiscretisedLogisticMixture(_Decoder):
     def _set_up(
         self, bits: int = 16, num_components: int = 10, min_log_scale: float = -7.0
     ) -> int:
-        if bits not in range(1, 17):
+        if type(bits) is not int or bits not in range(1, 17):
             raise ValueError(f"bits must be from 1 to 16, got {bits}")
+        at_least(-math.inf, min_log_scale=min_log_scale)
         counts(2, "; a mixture of one is no mixture", num_components=num_components)
         if not -20.0 <= min_log_scale <= 0.0:
             raise ValueError(f"min_log_scale must be from -20 to 0, got {min_log_scale}")

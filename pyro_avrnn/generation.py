@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from inference.densities import require_steps
 from inference.modes import evaluating
-from inference.protocols import counts
+from inference.protocols import counts, of_kind, require_finite
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel, require_taken
 
 
@@ -45,13 +45,14 @@ def generate(
         torch.Size([4, 6, 3])
     """
     counts(1, size=size, length=length)
-    require_taken("model", model)
+    _require_model(model)
     if f is not None:
         _require_f("f", model)
     with evaluating(model):
         state = model.init(Size((size,)))
         if model.f_dim:
             f = model.prior_f(Size((size,))).sample() if f is None else f
+            of_kind(Tensor, "a tensor (B, F)", f=f)
             if f.shape not in ((model.f_dim,), (size, model.f_dim)):
                 raise ValueError(
                     f"f must have shape (B, F) = ({size}, {model.f_dim}) or ({model.f_dim},), "
@@ -109,6 +110,7 @@ def continue_from(
         torch.Size([7, 4, 2, 3])
     """
     counts(1, steps=steps, num_continuations=num_continuations, num_particles=num_particles)
+    _require_model(model, guide)
     with evaluating(model, guide):
         x, mask = _with_steps(model, x, mask)
         d = model.rollout(guide, x, mask, num_particles)
@@ -197,6 +199,16 @@ def _mean(emission: Distribution) -> Tensor:
             f"mean=True needs an emission that knows its mean, got a {type(emission).__name__}; "
             "mean=False draws from it"
         ) from None
+
+
+def _require_model(model: Any, *guides: Any) -> None:
+    """Refuse what is no model of this library, or cannot draw."""
+    of_kind(SequenceModel, "a SequenceModel", model=model)
+    for guide in guides:
+        of_kind(SequenceGuide, "a SequenceGuide", guide=guide)
+        require_finite(guide=guide)
+    require_finite(model=model)
+    require_taken("model", model)
 
 
 def _with_steps(model: SequenceModel, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from inference.files import atomically
-from inference.protocols import counts
-from pyro_avrnn.data._checks import Numbers, numbers, optional, writable
+from inference.protocols import at_least, counts
+from pyro_avrnn.data._checks import Numbers, numbers, optional, waveform, writable
 
 _TICKS = 480  # of MIDI time in a step, which is written as a quarter note
 _VELOCITY = 80  # mezzo-forte: a roll does not say how hard a key is struck
@@ -34,14 +34,11 @@ def write_wav(path: str | Path, samples: Numbers, sample_rate: int) -> Path:
         ImportError: if soundfile is not installed.
     """
     soundfile = optional("soundfile", "audio")
-    waveform = numbers("samples", samples, "S")
-    if waveform.dtype.kind != "f":
-        raise TypeError(
-            f"samples must be floating numbers in [-1, 1], got {waveform.dtype}; divide 16-bit "
-            "samples by 32768"
-        )
+    found = waveform(samples)
     counts(1, sample_rate=sample_rate)
-    rounded = np.rint(waveform.astype(np.float64) * 32768)
+    if sample_rate >= 2**31:
+        raise ValueError(f"sample_rate must be below 2**31 hertz, got {sample_rate}")
+    rounded = np.rint(found * 32768)
     content = np.clip(rounded, -32768, 32767).astype(np.int16)
     return atomically(
         writable(path),
@@ -74,6 +71,7 @@ def write_midi(
             f"roll must hold only 0 and 1, got values from {keys.min():g} to {keys.max():g}; "
             "binarise it, for instance by a threshold on probabilities"
         )
+    at_least(0.0, step_seconds=step_seconds)
     check_notes(first_note, keys.shape[1])
     if not 1e-6 <= step_seconds <= 16:  # a tempo is 24 bits of microseconds
         raise ValueError(f"step_seconds must be from 1e-06 to 16 seconds, got {step_seconds}")
@@ -105,6 +103,7 @@ def _strikes(keys: np.ndarray) -> list[tuple[int, str, int]]:
 
 def check_notes(first_note: int, keys: int) -> None:
     """Refuse a first note with which some of the keys are no MIDI notes."""
+    counts(0, first_note=first_note)
     if first_note < 0 or first_note + keys > 128:
         raise ValueError(
             f"first_note must leave {keys} keys within the MIDI notes 0 to 127, got {first_note}"

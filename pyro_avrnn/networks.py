@@ -4,13 +4,14 @@ Every module broadcasts over leading dimensions: ``(*batch, features)`` in, ``(*
 """
 
 from collections.abc import Sequence
+from numbers import Real
 
 import pyro.distributions as dist
 import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
-from inference.protocols import at_least
+from inference.protocols import at_least, counts, of_kind, one_of
 from pyro_avrnn.shapes import broadcast_cat, broadcast_leading
 
 #: Activations by name. A ReLU whose input is negative for all data stops learning: in narrow
@@ -41,14 +42,13 @@ class MLP(nn.Sequential):
         dropout: float = 0.0,
         activation: str = "relu",
     ) -> None:
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}"
-            )
+        one_of(ACTIVATIONS, activation=activation)
+        of_kind(Real, "a number", dropout=dropout)
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         if len(sizes) < 2:
             raise ValueError(f"sizes must list at least input and output width, got {sizes}")
+        counts(0, **{f"width {i} of a network's layers": size for i, size in enumerate(sizes)})
         layers: list[nn.Module] = []
         for width_in, width_out in zip(sizes[:-1], sizes[1:], strict=True):
             layers += [nn.Linear(width_in, width_out), ACTIVATIONS[activation]()]
@@ -101,6 +101,7 @@ class NormalNetwork(nn.Module):
     ) -> None:
         super().__init__()
         at_least(0, min_scale=min_scale)
+        of_kind(list | tuple, "a list of widths", hidden=hidden)
         self.in_dim, self.out_dim = in_dim, out_dim
         self.hidden, self.activation = tuple(hidden), activation
         self.min_scale, self.scale_bias = min_scale, scale_bias
@@ -148,7 +149,7 @@ class GRU(Cell):
 
     def __init__(self, in_dim: int, h_dim: int) -> None:
         super().__init__(in_dim, h_dim)
-        self.cell = nn.GRUCell(in_dim, h_dim)
+        self.cell = nn.GRUCell(int(in_dim), int(h_dim))
 
     def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
         """Memory one step later; inputs and memory broadcast over their leading dimensions."""
@@ -164,7 +165,7 @@ class LSTM(Cell):
 
     def __init__(self, in_dim: int, h_dim: int) -> None:
         super().__init__(in_dim, h_dim, 2 * h_dim)
-        self.cell = nn.LSTMCell(in_dim, h_dim)
+        self.cell = nn.LSTMCell(int(in_dim), int(h_dim))
 
     def forward(self, inputs: Tensor, memory: Tensor) -> Tensor:
         """Memory one step later; inputs and memory broadcast over their leading dimensions."""
@@ -212,8 +213,8 @@ class RecurrentEncoder(nn.Module):
             )
         self.in_dim, self.out_dim = in_dim, h_dim * (2 if direction == "both" else 1)
         self.smoothing = direction != "forward"  # whether c_t depends on x after t
-        self.along = nn.GRU(in_dim, h_dim) if direction != "backward" else None
-        self.against = nn.GRU(in_dim, h_dim) if direction != "forward" else None
+        self.along = nn.GRU(int(in_dim), int(h_dim)) if direction != "backward" else None
+        self.against = nn.GRU(int(in_dim), int(h_dim)) if direction != "forward" else None
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Map ``(B, T, in_dim)`` and a mask ``(B, T)`` to ``(B, T, out_dim)``."""

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, Protocol
 
 import pyro.distributions as dist
 import torch
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from inference.densities import StepDensities, select_particles
-from inference.protocols import Stepwise, counts
+from inference.protocols import Stepwise, counts, given, of_kind
 from inference.random import draw, learnable
 from pyro_avrnn import engine, products
 from pyro_avrnn.networks import diagonal_normal
@@ -70,7 +70,7 @@ def rollout(
         mask: ``(B, T)`` bool, a prefix.
         asked: number of particles, given latents and the like.
     """
-    counts(1, num_particles=asked.num_particles, recompute=asked.recompute)
+    _check(asked, guide, x)
     particles = _particles(asked, (mask.shape[1], mask.shape[0], model.z_dim))
     state, shared = model.init(Size((particles, len(x)))), _Shared(asked.f)
     if asked.start is not None:
@@ -107,6 +107,19 @@ def rollout(
         prior_f=shared.prior,
         proposal_f=shared.proposal,
     )
+
+
+def _check(asked: Request, guide: Any, x: Tensor) -> None:
+    """Refuse arguments that are of another kind than they must be."""
+    counts(1, num_particles=asked.num_particles, **given(recompute=asked.recompute))
+    of_kind(Tensor, "a tensor (T, K, B, Z)", **given(z=asked.z))
+    of_kind(Tensor, "a tensor (K, B, F)", **given(f=asked.f))
+    of_kind(Callable, "a function as Select describes it", **given(select=asked.select))
+    own = next(guide.parameters(), x) if isinstance(guide, nn.Module) else x
+    if own.dtype != x.dtype:
+        raise TypeError(
+            f"guide must be {x.dtype} as the model is, got {own.dtype}; use guide.to({x.dtype})"
+        )
 
 
 def _encoded(model: SequenceProgram, guide: Any, x: Tensor, mask: Tensor, start: Any) -> Tensor:
@@ -353,6 +366,7 @@ def _chooser(select: Select | None, mask: Tensor, shared: _Shared) -> _Chooser |
 
 def _started(state: Any, start: Any) -> Any:
     """The given state, if it has the shapes of the model's own."""
+    of_kind(tuple, f"a {type(state).__name__} of tensors (K, B, ...)", start=start)
     here, there = ([tuple(t.shape) for t in one] for one in (state, start))
     if type(start) is not type(state) or here != there:
         raise ValueError(

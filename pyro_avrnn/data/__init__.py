@@ -1,8 +1,10 @@
 """Data sets: built-in vowels, readers for speech, piano rolls, images and ``.npz``, batches."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+from inference.protocols import of_kind
 from pyro_avrnn.data.companding import mu_law, mu_law_decode
 from pyro_avrnn.data.dataset import Dataset, independent_baseline
 from pyro_avrnn.data.digits import holds_digits, log_mel, mel_to_waveform, spoken_digits
@@ -52,6 +54,7 @@ def load(source: str | Path, **options: Any) -> Dataset:
         >>> load("vowels").kind
         'real'
     """
+    of_kind(str | os.PathLike, "the name of a data set or the path of a file", source=source)
     if source == "vowels":
         return vowels(**options)
     path = Path(source)

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from inference.files import file_path
+
 Numbers = ArrayLike | Tensor
 
 
@@ -26,7 +28,7 @@ def naming(where: str | Path) -> Iterator[None]:
 @contextmanager
 def reading(path: str | Path, expected: str, *, folder: bool = False) -> Iterator[Path]:
     """Check that a file, or perhaps a folder, can be read; name it in errors raised inside."""
-    path = Path(path)
+    path = file_path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected {expected}")
     if not path.is_file() and not folder:
@@ -52,7 +54,7 @@ def decoding(expected: str) -> Iterator[None]:
 
 def writable(path: str | os.PathLike[str]) -> Path:
     """Check that a file can be put at a path: its folder exists, and it is not a folder itself."""
-    path = Path(path)
+    path = file_path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: its folder does not exist; make it")
     if path.is_dir():
@@ -73,6 +75,17 @@ def optional(library: str, extra: str) -> ModuleType:
 def plain(value: Numbers) -> np.ndarray:
     """Convert a tensor on any device, or whatever numpy takes, to an array."""
     return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+
+
+def waveform(samples: Numbers) -> np.ndarray:
+    """Finite floating samples ``(S,)``; the scale of integers would be a guess."""
+    found = numbers("samples", samples, "S")
+    if found.dtype.kind != "f":
+        raise TypeError(
+            f"samples must be floating numbers in [-1, 1], got {found.dtype}; divide 16-bit "
+            "samples by 32768"
+        )
+    return found.astype(np.float64)
 
 
 def numbers(argument: str, value: Numbers, letters: str) -> np.ndarray:

@@ -90,7 +90,7 @@ def level_of(x: Tensor, bits: int) -> Tensor:
 
 def check_bits(name: str, bits: int) -> None:
     """Refuse bits outside 1 to 16, naming the argument."""
-    if bits not in range(1, 17):
+    if type(bits) is not int or bits not in range(1, 17):
         raise ValueError(f"{name} must be from 1 to 16 bits, got {bits}")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.protocols import of_kind
 from pyro_avrnn.data.companding import level_of
 from pyro_avrnn.data.sequences import Sequences
 
@@ -56,11 +57,17 @@ class Dataset:
     def __post_init__(self) -> None:
         if self.kind not in ("real", "binary", "mu-law"):
             raise ValueError(f"kind must be 'real', 'binary' or 'mu-law', got {self.kind!r}")
-        if self.bits not in (range(1, 17) if self.kind == "mu-law" else (None,)):
+        bits = self.bits if type(self.bits) is int else 0 if self.bits is not None else None
+        if bits not in (range(1, 17) if self.kind == "mu-law" else (None,)):
             raise ValueError(
                 "bits must be from 1 to 16 for data of kind 'mu-law' and None for others, got "
                 f"{self.bits} for kind {self.kind!r}"
             )
+        for split in SPLITS:
+            of_kind(Sequences, "Sequences", **{split: getattr(self, split)})
+            x = getattr(self, split).x
+            if self.kind == "binary" and bool(((x != 0) & (x != 1)).any()):
+                raise ValueError(f"{split} must hold 0 and 1 only, as kind is 'binary'")
         sizes = {split: getattr(self, split).x_dim for split in SPLITS}
         if len(set(sizes.values())) != 1:
             raise ValueError(f"the splits must have the same number of features, got {sizes}")
@@ -133,6 +140,14 @@ def standardise(
     rounding = 4 * resolution * frames.abs().amax(dim=0)
     constant = frames.amax(dim=0) - frames.amin(dim=0) <= rounding
     mean, std = torch.where(constant, frames[0], mean), torch.where(constant, 1.0, std)
+
+    tiny, large = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+    for name, value in (("mean", mean.abs()), ("deviation", std)):
+        if bool((value > large).any()) or (name == "deviation" and bool((value < tiny).any())):
+            raise ValueError(
+                f"data must fit into float32, but have a {name} of {float(value.max()):.3g} to "
+                f"{float(value.min()):.3g}; give them in another unit"
+            )
 
     def apply(data: Sequences) -> Sequences:
         centred = data.x - mean

@@ -16,7 +16,7 @@ import torch
 
 from inference.protocols import counts
 from pyro_avrnn.data._audio import entries, recordings
-from pyro_avrnn.data._checks import Numbers, numbers, optional, reading
+from pyro_avrnn.data._checks import Numbers, numbers, optional, reading, waveform
 from pyro_avrnn.data.dataset import Dataset, by_split, groups_of_names, standardise
 from pyro_avrnn.data.sequences import Sequences
 
@@ -135,9 +135,10 @@ def log_mel(
         ValueError: if the samples are not (S,) finite numbers, or the sizes do not fit together.
         ImportError: if librosa is not installed.
     """
+    _check_sizes(sample_rate, window, hop, n_mels)
     bank = _bands(sample_rate, window, hop, n_mels)
     # padded here, since librosa warns where S is less than a window
-    padded = np.pad(numbers("samples", samples, "S").astype(np.float64), window // 2)
+    padded = np.pad(waveform(samples), window // 2)
     librosa = optional("librosa", "audio")
     spectrum = librosa.stft(padded, n_fft=window, hop_length=hop, center=False)  # (F, T)
     return np.log(bank @ np.abs(spectrum) ** 2 + _FLOOR).T
@@ -179,6 +180,7 @@ def mel_to_waveform(
     frames = numbers("frames", frames, "TM").astype(np.float64)
     if len(frames) < 2:
         raise ValueError(f"frames must hold at least 2 frames of shape (T, M), got {frames.shape}")
+    _check_sizes(sample_rate, window, hop, frames.shape[1])
     if hop > window // 2:
         raise ValueError(f"hop must be at most half the window of {window} samples, got {hop}")
     counts(1, iterations=iterations)
@@ -188,7 +190,7 @@ def mel_to_waveform(
     loudest = (window / 2) ** 2 * bank.sum(axis=1)  # the Hann window sums to half its length
     power = np.maximum(np.minimum(np.exp(np.minimum(frames, 100.0)), loudest) - _FLOOR, 0.0)
     spectrum = np.sqrt(librosa.util.nnls(bank, power.T))  # (F, T)
-    waveform: np.ndarray = librosa.griffinlim(
+    found: np.ndarray = librosa.griffinlim(
         spectrum,
         n_iter=iterations,
         hop_length=hop,
@@ -197,16 +199,19 @@ def mel_to_waveform(
         length=hop * (len(frames) - 1),
         random_state=seed,
     )
-    return waveform.astype(np.float32)
+    return found.astype(np.float32)
+
+
+def _check_sizes(sample_rate: int, window: int, hop: int, n_mels: int) -> None:
+    counts(1, sample_rate=sample_rate, n_mels=n_mels, hop=hop)
+    counts(2, window=window)
+    if window % 2:
+        raise ValueError(f"window must be an even number of samples, got {window}")
 
 
 @lru_cache(maxsize=8)
 def _bands(sample_rate: int, window: int, hop: int, n_mels: int) -> np.ndarray:
     """Weights of the mel bands, shape (M, 1 + window // 2), float64."""
-    counts(1, sample_rate=sample_rate, n_mels=n_mels, hop=hop)
-    counts(2, window=window)
-    if window % 2:
-        raise ValueError(f"window must be an even number of samples, got {window}")
     librosa = optional("librosa", "audio")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # on empty bands, which are refused below

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.protocols import counts
+from inference.protocols import counts, given
 from pyro_avrnn.data._checks import decoding, naming, reading
 from pyro_avrnn.data.dataset import SPLITS, Dataset
 from pyro_avrnn.data.sequences import Sequences
@@ -33,7 +33,7 @@ def piano_rolls(path: str | Path, *, segment: int | None = None) -> Dataset:
     """
     from scipy.io import loadmat
 
-    counts(1, segment=segment)
+    counts(1, **given(segment=segment))
     with reading(path, _EXPECTED) as file:
         with decoding(_EXPECTED), file.open("rb") as opened:
             content = loadmat(opened)

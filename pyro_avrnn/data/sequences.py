@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inference.densities import check_mask
-from inference.protocols import counts
+from inference.protocols import counts, given, of_kind
 
 _GROUP = 8  # batches sorted by length together: enough to save padding, few to stay random
 
@@ -42,6 +42,8 @@ class Sequences:
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        of_kind(Tensor, "a tensor", x=self.x, mask=self.mask)
+        of_kind(list | tuple, "a list of names", names=self.names)
         if self.x.ndim != 3 or 0 in self.x.shape or not self.x.is_floating_point():
             raise ValueError(
                 "x must be a floating tensor of shape (N, T, X), each at least 1, got "
@@ -49,6 +51,8 @@ class Sequences:
             )
         if not check_mask(self.mask, self.x.shape[:2])[:, 0].all():
             raise ValueError("mask must be True on the first step of each sequence, got a False")
+        if not self.x.isfinite().all():
+            raise ValueError("x must be finite, got a NaN or an infinity; from_list says where")
         if self.x.count_nonzero(dim=-1)[~self.mask].any():
             raise ValueError("x must be 0 where mask is False, got other values; zero the padding")
         if len(self.names) != len(self.x):
@@ -113,6 +117,8 @@ class Sequences:
 
     def sequence(self, i: int) -> Tensor:
         """Sequence ``i`` without its padding, shape (T_i, X)."""
+        if type(i) is not int or not -len(self) <= i < len(self):
+            raise ValueError(f"i must be an index from 0 to {len(self) - 1}, got {i!r}")
         return self.x[i, : int(self.mask[i].sum())]
 
     def select(self, indices: Sequence[int] | Tensor) -> "Sequences":
@@ -214,7 +220,8 @@ class Batches:
         *,
         window: int | None = None,
     ) -> None:
-        counts(1, batch_size=batch_size, window=window)
+        of_kind(Sequences, "Sequences, such as data.train", data=data)
+        counts(1, batch_size=batch_size, **given(window=window))
         counts(0, seed=seed)
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.bucket, self.window, self.epoch = bucket, window, 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.protocols import counts
+from inference.protocols import counts, given
 from pyro_avrnn.data import companding
 from pyro_avrnn.data._audio import recordings
 from pyro_avrnn.data._checks import reading
@@ -55,7 +55,7 @@ def timit(
             file is damaged or not 16-bit mono audio at 16 kHz.
         ImportError: if soundfile is not installed.
     """
-    counts(1, frame=frame, segment=segment)
+    counts(1, frame=frame, **given(segment=segment))
     if mu_law is not None:
         companding.check_bits("mu_law", mu_law)
     with reading(path, _EXPECTED, folder=True) as corpus:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from inference.protocols import one_of
 from pyro_avrnn.data._checks import Numbers
 from pyro_avrnn.plots import style
 from pyro_avrnn.plots.sounds import draw_rolls
@@ -39,6 +40,7 @@ def sequences(
         frame_seconds: time between frames, in seconds; the axis counts frames if None.
         title: of the picture.
     """
+    one_of(("real", "binary", "mu-law"), kind=kind)
     observed, predicted, generated = (_gaps(panels[name]) for name in _PANELS)
     if kind == "binary":
         rolls = observed, predicted.mean(axis=0), generated[0]

@@ -188,8 +188,8 @@ class Builder:
         for option in given:
             if option not in takes:
                 raise ValueError(
-                    f"{what}_options of {self.given[what]!r} must be among {', '.join(takes) or 'none'}, got "
-                    f"{option!r}"
+                    f"{what}_options of {self.given[what]!r} must be among "
+                    f"{', '.join(takes) or 'none'}, got {option!r}"
                 )
         if name == "categorical" and "num_classes" not in given:
             raise ValueError(
@@ -210,7 +210,8 @@ def plain_config(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     plain |= {k: dict(v) for k, v in plain.items() if isinstance(v, Mapping)}
     for size in ("x_dim", "z_dim", "h_dim", "f_dim", "critic_dim"):
         hint = "; recipes.rnn has no latents" if size == "z_dim" else ""
-        counts(1, hint, **{size: plain.get(size)})
+        if size in plain:
+            counts(1, hint, **{size: plain[size]})
     return {**plain, "recipe": name}
 
 
@@ -222,7 +223,7 @@ def pick(argument: str, part: Any, known: Iterable[str]) -> Any:
     """
     if callable(part):
         return part
-    if part not in known:
+    if not isinstance(part, str) or part not in known:
         own = "" if argument in ("critic", "base") else ", or your own"
         raise ValueError(f"{argument} must be one of {', '.join(known)}{own}, got {part!r}")
     return known[part] if isinstance(known, Mapping) else part

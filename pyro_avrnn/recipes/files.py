@@ -1,9 +1,12 @@
 """The one file of parameters: a recipe's tensors, and the call that made it."""
 
 import os
-from pathlib import Path
+from typing import Any
 
-from inference.files import load_plain, save_plain
+import torch
+
+from inference.files import check_plain, file_path, load_plain, save_plain
+from inference.protocols import of_kind
 from pyro_avrnn.recipes.build import Recipe
 from pyro_avrnn.recipes.papers import RECIPES
 
@@ -18,8 +21,11 @@ def save(recipe: Recipe, path: str | os.PathLike[str]) -> None:
         path: file to write; :func:`load` reads it.
 
     Raises:
-        ValueError: a part of your own, which a file cannot name.
+        TypeError: no recipe.
+        ValueError: a part of your own, which a file cannot name, or other parts than those the
+            recipe made.
     """
+    of_kind(Recipe, "a recipe of this package", recipe=recipe)
     for argument, value in recipe.config.items():
         if callable(value):
             raise ValueError(
@@ -29,7 +35,18 @@ def save(recipe: Recipe, path: str | os.PathLike[str]) -> None:
             )
     parts = {"model": recipe.model, "guide": recipe.guide, "critic": recipe.critic}
     states = {name: part.state_dict() for name, part in parts.items() if part is not None}
-    save_plain(path, {"format": _FORMAT, "recipe": recipe.config, **states})
+    content = {"format": _FORMAT, "recipe": recipe.config, **states}
+    try:  # what cannot be read again would be lost
+        check_plain(content, "the recipe")
+        with torch.random.fork_rng():
+            _made(content)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"recipe cannot be written so that it can be read again ({reason}); give plain values "
+            "as options, or save the state_dict of model and guide instead"
+        ) from error
+    save_plain(path, content)
 
 
 def load(path: str | os.PathLike[str]) -> Recipe:
@@ -41,22 +58,28 @@ def load(path: str | os.PathLike[str]) -> Recipe:
         FileNotFoundError: no such file.
         ValueError: a file of another kind or version, or a damaged one.
     """
-    if not Path(path).is_file():
+    if not file_path(path).is_file():
         raise FileNotFoundError(f"no parameters at {path}; give a file that recipes.save wrote")
     try:
         content = load_plain(path)
         if content["format"] != _FORMAT:
             raise ValueError("another format")
-        config = dict(content["recipe"])
-        recipe = RECIPES[config.pop("recipe")](**config)
-        for part in ("model", "guide", "critic"):
-            if (module := getattr(recipe, part)) is not None:
-                values = content[part].values()
-                dtypes = {value.dtype for value in values if value.is_floating_point()}
-                module.to(*dtypes).load_state_dict(content[part])
+        recipe = _made(content)
     except Exception as error:
         raise ValueError(
             f"{path} is not a parameter file of this version of pyro-avrnn, or is damaged "
             f"({type(error).__name__}); give a file that recipes.save wrote"
         ) from error
+    return recipe
+
+
+def _made(content: Any) -> Recipe:
+    """The recipe of a file's content."""
+    config = dict(content["recipe"])
+    recipe = RECIPES[config.pop("recipe")](**config)
+    for part in ("model", "guide", "critic"):
+        if (module := getattr(recipe, part)) is not None:
+            values = content[part].values()
+            dtypes = {value.dtype for value in values if value.is_floating_point()}
+            module.to(*dtypes).load_state_dict(content[part])
     return recipe

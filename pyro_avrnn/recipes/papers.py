@@ -16,6 +16,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
+from inference.protocols import counts, said
 from pyro_avrnn.critics import CRITICS, VIEWS, FeedForwardCritic, LSTMCritic, context_dim
 from pyro_avrnn.guides import GUIDES, NoLatents
 from pyro_avrnn.models import (
@@ -216,16 +217,20 @@ def avrnn(
     width = context_dim(view, made.model.h_dim, x_dim)
     sees_path = VIEWS[view][2]
     network: nn.Module
-    if pick("critic", critic, CRITICS) == "lstm":
+    if critic not in CRITICS:
+        raise ValueError(
+            f"critic must be one of {', '.join(CRITICS)}, got {said(critic)}; make a critic of "
+            "your own by itself: Adversarial(critic)"
+        )
+    if critic == "lstm":
         if lipschitz is not None:
             raise NotImplementedError(
                 "spectral normalisation does not bound an LSTM critic: use critic='feedforward', "
                 "or a gradient penalty or weight clipping with lipschitz=None"
             )
         network = LSTMCritic(z_dim, width, critic_dim, view=view)
-    elif sees_path and window < 1:
-        raise ValueError(f"window must be at least 1 for view {view!r}, got {window}")
     else:
+        counts(int(sees_path), f" for view {view!r}", window=window)
         network = FeedForwardCritic(
             z_dim,
             width,

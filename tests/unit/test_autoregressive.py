@@ -1,4 +1,4 @@
-"""Autoregressive emissions: what a feature has read, masses, draws, gradients, and models of them."""
+"""Autoregressive emissions: what a feature has read, masses, draws, gradients, models of them."""
 
 from collections.abc import Callable
 from itertools import product
@@ -81,7 +81,7 @@ def test_masses_of_all_values_add_up_to_one(of: str, network: str) -> None:
     made = emission(of, network)
     every = torch.tensor(list(product(levels[of], repeat=X)), dtype=torch.float64)
     total = made(torch.randn(C)).log_prob(every).logsumexp(dim=0)
-    assert abs(float(total)) < 1e-10
+    assert abs(float(total.detach())) < 1e-10
 
 
 def test_densities_of_a_normal_are_those_of_one_feature_after_the_other() -> None:
@@ -97,19 +97,19 @@ def test_densities_of_a_normal_are_those_of_one_feature_after_the_other() -> Non
 
 @pytest.mark.parametrize(("of", "network"), BOTH)
 def test_draws_have_the_probabilities_that_they_are_scored_with(of: str, network: str) -> None:
-    made, context = emission(of, network, scale=0.5), torch.randn(2, C)
+    made, context = emission(of, network, scale=0.2), torch.randn(2, C)
     with seeded(1):
         drawn = made(context).sample((20_000,))
     assert drawn.shape == (20_000, 2, X)
     log_prob = made(context).log_prob(drawn)  # (n, 2)
     # E[exp(log q - log p)] = 1 for any q: here that of another emission of the kind
-    other = emission(of, network, scale=0.5)
+    other = emission(of, network, scale=0.2)
     other.load_state_dict(made.state_dict())
     for p in other.network.parameters():
-        p.data = p.data + 0.05 * torch.randn_like(p)
+        p.data = p.data + 0.02 * torch.randn_like(p)
 
     def off(scored: Tensor) -> Tensor:
-        ratio = (other(context).log_prob(drawn) - scored).exp()
+        ratio = (other(context).log_prob(drawn) - scored).exp().detach()
         assert float(ratio.max() / ratio.sum()) < 0.02
         return ((ratio.mean(dim=0) - 1) / (ratio.std(dim=0) / len(ratio) ** 0.5)).abs()
 
@@ -123,7 +123,9 @@ def test_the_gradient_reaches_context_and_weights_and_is_a_slope(of: str, networ
     context = torch.randn(3, C, requires_grad=True)
     made(context).log_prob(x).sum().backward()
     assert context.grad is not None
-    assert all(p.grad is not None and bool(p.grad.any()) for p in made.network.parameters())
+    moved = {name for name, p in made.network.named_parameters() if bool(p.grad.any())}
+    nowhere = {"predict.weight", "predict.bias"} if of == "bernoulli" else set[str]()
+    assert moved == {name for name, _ in made.network.named_parameters()} - nowhere
     step = torch.zeros_like(context)
     step[1, 2] = 1e-6
     with torch.no_grad():
@@ -151,7 +153,9 @@ def test_models_of_it_train_score_and_generate(make: Callable[..., Any]) -> None
     assert evaluate(r.model, r.guide, x, num_particles=30).iwae_per_frame < 0
     drawn = generate(r.model, 2, 3)
     assert drawn.shape == (2, 3, X) and bool(((drawn == 0) | (drawn == 1)).all())
-    with pytest.raises(NotImplementedError, match="does not know its mean"):
+    with pytest.raises(
+        NotImplementedError, match="mean=True needs an emission that knows its mean"
+    ):
         generate(r.model, 2, 3, mean=True)
 
 
