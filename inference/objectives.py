@@ -362,7 +362,7 @@ class FIVO(Objective):
         self._expected = 0.0
         densities = super().draw(model, guide, *args, select=self._selection, **given)
         if self.score_function and torch.is_grad_enabled():
-            # a criterion of one's own may count its calls, which are this filter's
+            # a user's criterion may count its calls, so the second filter must not call it
             criterion = self.criterion if isinstance(self.criterion, str) else "ess"
             select = Selection(self.resampler, criterion, mask, weight)
             with torch.no_grad():

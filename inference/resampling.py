@@ -175,7 +175,7 @@ class Selection:
 
 
 def _require(found: Any, dtype: torch.dtype, shape: Size, what: str, expected: str) -> None:
-    """Refuse what a criterion or resampler of one's own gave, if it is no such tensor."""
+    """Refuse the result of a user's criterion or resampler if it has another type or shape."""
     tensor = isinstance(found, Tensor)
     if not tensor or found.dtype != dtype or found.shape != shape:
         got = f"{found.dtype} {tuple(found.shape)}" if tensor else said(found)

@@ -377,7 +377,7 @@ def require_taken(name: str, module: Any) -> dict[str, Tensor]:
 def _register(name: str, module: Any) -> None:
     """``pyro.module``, refusing a store that holds another module's tensors under these names.
 
-    Under no handler nobody asks for parameters: a bare call may stand beside a trained module.
+    Outside all handlers no parameter is registered, so a bare call works next to a trained module.
     """
     others = require_taken(name, module)
     if not am_i_wrapped() or not isinstance(module, nn.Module):

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from pyro_avrnn.cli.runs import Result, row_folder
 from pyro_avrnn.cli.settings import Settings
 
-#: what a report writes beside results.json
+#: the files that a report writes next to results.json
 DERIVED = (
     *("table.md", "metrics.csv", "posterior.nc"),
     *("learning_curves.png", "critic_curves.png", "rate.png"),

@@ -57,7 +57,7 @@ _NO_EVIDENCE = (
     "`make vowels`, `make timit`."
 )
 _HOW_TO_READ = (
-    "the KL of z splits into information (upper bound) and aggregate mismatch (lower bound), read "
+    "The KL of z splits into information (upper bound) and aggregate mismatch (lower bound), read "
     "on held-out sequences by estimates that add up to it and may fall below 0; W2 is the closed "
     "form, an upper bound of what a one-step critic estimates; prior scale is the average "
     "deviation of p(z_t | h_t), with which distances shrink; k-hat above 0.7: the bound's own "

@@ -81,8 +81,8 @@ FAULTS = [
     Fault(
         "inference/batches.py",
         "the pass before is not looked at",
-        'self.batches.epoch, self.passes = state["epoch"] - 1, state["passes"] - 2',
-        'self.batches.epoch, self.passes = state["epoch"], state["passes"] - 1',
+        'before = int(state["passes"] > 1 and state["epoch"] > 0)',
+        "before = 0",
         (RESUME,),
     ),
     Fault(
