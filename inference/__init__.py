@@ -10,16 +10,18 @@ from inference.arviz_adapter import to_arviz
 from inference.bounds import elbo, fivo, iwae
 from inference.calibration import Calibration, calibrate
 from inference.checkpoints import Checkpointing
+from inference.clipping import AdaptiveClip
 from inference.densities import StepDensities
 from inference.divergences import clip, gradient_penalty, spectral, wasserstein
 from inference.evaluation import Evaluation, evaluate
 from inference.information import rate_split
+from inference.learning import dead_units, rise, still_rising
 from inference.objectives import ELBO, FIVO, IWAE
 from inference.particles import Bootstrap, particle_filter
 from inference.probes import LinearProbe, sequence_codes
 from inference.random import seeded
 from inference.resampling import ess_below
-from inference.schedules import Clock, Ramp
+from inference.schedules import Clock, LearningRate, Ramp
 from inference.traces import step_densities
 from inference.training import History, Records, fit
 from inference.updates import NonFiniteLossError
@@ -30,6 +32,7 @@ __all__ = [
     "ELBO",
     "FIVO",
     "IWAE",
+    "AdaptiveClip",
     "Adversarial",
     "Alternating",
     "Bootstrap",
@@ -39,6 +42,7 @@ __all__ = [
     "DegenerateWeightsError",
     "Evaluation",
     "History",
+    "LearningRate",
     "LinearProbe",
     "NonFiniteLossError",
     "Ramp",
@@ -47,6 +51,7 @@ __all__ = [
     "Validation",
     "calibrate",
     "clip",
+    "dead_units",
     "elbo",
     "ess_below",
     "evaluate",
@@ -56,10 +61,12 @@ __all__ = [
     "iwae",
     "particle_filter",
     "rate_split",
+    "rise",
     "seeded",
     "sequence_codes",
     "spectral",
     "step_densities",
+    "still_rising",
     "to_arviz",
     "wasserstein",
 ]

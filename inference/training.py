@@ -258,7 +258,9 @@ class _Run:
             at_least(0.0, **{"the factor of lr_schedule": factor})
         past: dict[str, Any] = {} if windows.start is None else {"start": windows.start}
         given = past | ({"carry": True} if windows.more else {})
-        row = svi_step(svi, batch, step, self.clipper, factor, **given)
+        due = self.validation is not None and step % self.validation.every == 0
+        recorded = due or step % self.records.every == 0 or step in (1, self.steps)
+        row = svi_step(svi, batch, step, self.clipper, factor, by_part=recorded, **given)
         if self.hooks and not self.history.best_step:
             self.best.take()  # a hook may break what nobody has kept yet
         for hook in self.hooks:
@@ -267,10 +269,10 @@ class _Run:
         self.history.steps = step
         _check_metrics(row, step)
         self.average.update()
-        if self.validation and (step % self.validation.every == 0 or step == self.steps):
+        if self.validation and (due or step == self.steps):
             with self.average.in_place():
                 row["validation_bound"] = self.validate(self.validation)
-        if step % self.records.every == 0 or step in (1, self.steps) or "validation_bound" in row:
+        if recorded:
             self.history.rows.append({"step": step, **row})
         if "validation_bound" in row:
             self.write_records()

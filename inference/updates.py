@@ -26,6 +26,8 @@ def svi_step(
     step: int,
     clipper: Clipper,
     lr_factor: float | None,
+    *,
+    by_part: bool = False,
     **given: Any,
 ) -> dict[str, float]:
     """Take one step as ``SVI.step`` does, unless loss or gradient are not finite.
@@ -36,6 +38,7 @@ def svi_step(
         step: its number, for the error.
         clipper: bounds the norm of the gradient of the loss a frame, and remembers what it cut.
         lr_factor: on the optimiser's learning rate.
+        by_part: return the norms of the gradients of guide, prior and other parts, too.
         given: what else the loss takes.
 
     Returns:
@@ -54,18 +57,20 @@ def svi_step(
         with poutine.trace(param_only=True) as capture:
             loss = svi.loss_and_grads(svi.model, svi.guide, *batch, **given)
     except DegenerateWeightsError as error:
-        zero_grads(_captured(capture))
+        zero_grads(_captured(capture).values())
         raise NonFiniteLossError(
             f"training stopped at step {step}: {error}; the best parameters before it are kept. "
             "Where it had gone well till then, try a smaller learning rate or gradient clipping "
             "(clip_norm)"
         ) from error
-    parameters = _captured(capture)
+    captured = _captured(capture)
+    parameters = list(dict.fromkeys(captured.values()))
     terms = {name: float(value) for name, value in getattr(svi.loss, "terms", {}).items()}
     row = {"loss": torch_item(loss) / frames, **terms}
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients).item() / frames
     _require_finite(row, norm, step, parameters)
+    row |= _norms_by_part(captured, frames) if by_part else {}
     if (factor := clipper.factor(norm)) < 1.0:
         for gradient in gradients:
             gradient.mul_(factor)
@@ -105,10 +110,21 @@ def _require_finite(
             )
 
 
-def _captured(capture: Any) -> list[Tensor]:
+def _captured(capture: Any) -> dict[str, Tensor]:
     # in the order of the sites: a set's order, hence a norm's last bit, would differ by run
-    sites = capture.trace.nodes.values()
-    return list(dict.fromkeys(site["value"].unconstrained() for site in sites))
+    return {name: s["value"].unconstrained() for name, s in capture.trace.nodes.items()}
+
+
+def _norms_by_part(parameters: dict[str, Tensor], frames: float) -> dict[str, float]:
+    """Norms of the gradients a frame of the guide and of each part of the model."""
+    parts: dict[str, list[Tensor]] = {}
+    for name, p in parameters.items():
+        program, _, path = name.partition("$$$")  # as pyro.module names them
+        part = program if program == "guide" or not path else path.split(".")[0]
+        if p.grad is not None:
+            parts.setdefault(f"gradient_norm_{part}", []).append(p.grad)
+    norm = torch.nn.utils.get_total_norm
+    return {part: norm(gradients).item() / frames for part, gradients in parts.items()}
 
 
 def _scale_lr(svi: SVI, parameters: Iterable[Tensor], factor: float) -> None:

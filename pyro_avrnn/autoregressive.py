@@ -24,6 +24,8 @@ from pyro_avrnn.emissions import EMISSIONS
 from pyro_avrnn.networks import ACTIVATIONS
 from pyro_avrnn.shapes import broadcast_cat
 
+_QUIET = 1e-3  # a root mean square below which a signal is silent, in units of the data
+
 
 class MaskedNetwork(nn.Module):
     """Perceptron whose output i has read the features before i: for features with a place each.
@@ -79,14 +81,16 @@ class MaskedNetwork(nn.Module):
 class CausalNetwork(nn.Module):
     """Perceptron of the last features before i, the same for all i: for the samples of a signal.
 
-    Beside it a linear prediction from these, whose coefficients depend on the context, as in the
-    coding of speech, moves the location of sample i.
+    It reads them in units of their root mean square, and the logarithm of that; what it adds to
+    a location is in the same units, so that loud and quiet passages look alike to it. Beside it a
+    linear prediction, whose coefficients depend on the context, as in the coding of speech, moves
+    the location of sample i.
 
     Args:
         x_dim: X.
         in_dim: C, width of the context.
         outputs: O, numbers a feature.
-        locations: those of the O numbers that the linear prediction is added to.
+        locations: those of the O numbers that are locations.
         hidden: units of both layers.
         activation: a name of ``ACTIVATIONS``.
         lags: R, samples that are read.
@@ -106,12 +110,13 @@ class CausalNetwork(nn.Module):
         super().__init__()
         counts(1, lags=lags)
         self.x_dim, self.outputs, self.lags = x_dim, outputs, lags
-        self.read, self.context = nn.Linear(lags, hidden, bias=False), nn.Linear(in_dim, hidden)
+        self.read = nn.Linear(lags + 1, hidden, bias=False)
+        self.context = nn.Linear(in_dim, hidden)
         self.middle, self.write = nn.Linear(hidden, hidden), nn.Linear(hidden, outputs, bias=False)
         self.predict = nn.Linear(in_dim, lags)
         self.activation = ACTIVATIONS[activation]()
-        moved = torch.zeros(outputs, 1)
-        moved[locations] = 1.0
+        moved = torch.zeros(outputs, 1, dtype=torch.bool)
+        moved[locations] = True
         self.moved = nn.Buffer(moved, persistent=False)
         for weight in (self.write.weight, self.predict.weight, self.predict.bias):
             nn.init.zeros_(weight)
@@ -119,11 +124,16 @@ class CausalNetwork(nn.Module):
     def forward(self, x: Tensor, context: Tensor, features: slice = slice(None)) -> Tensor:
         """Numbers ``(*batch, O, X)``; arguments as for :class:`MaskedNetwork`."""
         first, last, _ = features.indices(self.x_dim)
-        past = F.pad(x[..., : last - 1], (self.lags, 0)).unfold(-1, self.lags, 1)[..., first:, :]
-        hidden = self.activation(self.read(past) + self.context(context).unsqueeze(-2))
+        start = max(first - self.lags, 0)
+        known = F.pad(x[..., start : last - 1], (self.lags - (first - start), 0))
+        past = known.unfold(-1, self.lags, 1)  # (*batch, X, R)
+        size = past.square().mean(dim=-1, keepdim=True).add(_QUIET**2).sqrt()
+        read = self.read(torch.cat([past / size, size.log()], dim=-1))
+        hidden = self.activation(read + self.context(context).unsqueeze(-2))
         out = self.write(self.activation(self.middle(hidden))).transpose(-1, -2)
-        predicted = past @ self.predict(context).unsqueeze(-1)  # (*batch, X, 1)
-        return out + self.moved * predicted.transpose(-1, -2)
+        predicted = (past @ self.predict(context).unsqueeze(-1)).transpose(-1, -2)
+        size = size.transpose(-1, -2)
+        return torch.where(self.moved, out * size + predicted, out)
 
 
 _PARTS = ("bernoulli", "normal", "categorical", "logistic")

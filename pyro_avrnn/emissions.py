@@ -201,7 +201,7 @@ class CategoricalEmission(_Decoder):
 
 
 class DiscretisedLogisticMixture(_Decoder):
-    r"""Mixture of logistics p(x_t | z_t, h) for every feature, on 2^bits levels of (-1, 1).
+    r"""Mixture of logistics p(x_t | z_t, h) for every feature, on 2^bits equal cells of (-1, 1).
 
     A log-mass is at most 0, and a uniform guess is worth ``-bits ln 2`` nats a feature, so numbers
     of different papers can be compared, unlike log-densities.
@@ -221,13 +221,19 @@ class DiscretisedLogisticMixture(_Decoder):
         bits: from 1 to 16 (default); x holds centres of 2^bits equal cells of (-1, 1).
         num_components: C, at least 2 (default 10).
         min_log_scale: the floor, from -20 to 0 (default -7), in units of ln x.
+        unit: x holds the centres divided by it (default 1): for linear levels, which networks
+            read best in units of their deviation. A log-mass knows no unit.
 
     Raises:
-        ValueError: bits, components or floor outside these ranges.
+        ValueError: bits, components, floor or unit outside these ranges.
     """
 
     def _set_up(
-        self, bits: int = 16, num_components: int = 10, min_log_scale: float = -7.0
+        self,
+        bits: int = 16,
+        num_components: int = 10,
+        min_log_scale: float = -7.0,
+        unit: float = 1.0,
     ) -> int:
         if type(bits) is not int or bits not in range(1, 17):
             raise ValueError(f"bits must be from 1 to 16, got {bits}")
@@ -235,16 +241,19 @@ class DiscretisedLogisticMixture(_Decoder):
         counts(2, "; a mixture of one is no mixture", num_components=num_components)
         if not -20.0 <= min_log_scale <= 0.0:
             raise ValueError(f"min_log_scale must be from -20 to 0, got {min_log_scale}")
+        at_least(1e-6, unit=unit)
         self.bits, self.num_components, self.min_log_scale = bits, num_components, min_log_scale
-        self.support = Cells(bits)
-        self.expects = f"mu-law levels: centres of {2**bits:,} equal cells of (-1, 1)"
-        self.padding = 0.5**bits  # zero itself is the border of two cells
+        self.unit, self.support = unit, Cells(bits, unit)
+        divided = "" if unit == 1.0 else f", divided by {unit:g}"
+        self.expects = f"levels: centres of {2**bits:,} equal cells of (-1, 1){divided}"
+        self.padding = 0.5**bits / unit  # zero itself is the border of two cells
         return 3 * num_components * self.x_dim
 
     def distribution(self, out: Tensor) -> dist.Distribution:
         """See the base."""
         parameters = out.unflatten(-1, (3, self.num_components, -1))
-        return MixtureOfLogistics(parameters, self.bits, self.min_log_scale, validate_args=False)
+        levels = (self.bits, self.min_log_scale, self.unit)
+        return MixtureOfLogistics(parameters, *levels, validate_args=False)
 
 
 EMISSIONS: dict[str, type[nn.Module]] = {

@@ -12,24 +12,25 @@ from torch.nn import functional as F
 
 
 class Cells(constraints.Constraint):
-    """The centres ``(2k + 1) / 2^bits - 1`` of 2^bits equal cells of (-1, 1).
+    """The centres ``(2k + 1) / 2^bits - 1`` of 2^bits equal cells of (-1, 1), in some unit.
 
     A value may differ from the centre by 1/64 of a cell: centres are exact in float32, but not
     every way of computing them is.
 
     Args:
         bits: from 1 to 16.
+        unit: that the centres are divided by.
     """
 
     is_discrete = True
 
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
+    def __init__(self, bits: int, unit: float = 1.0) -> None:
+        self.bits, self.unit = bits, unit
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
         """True where the value is a centre."""
-        cell = value * 2 ** (self.bits - 1) - 0.5
+        cell = value * (2 ** (self.bits - 1) * self.unit) - 0.5
         nearest = cell.round()
         half = 2 ** (self.bits - 1)
         return ((cell - nearest).abs() <= 1 / 64) & (nearest >= -half) & (nearest < half)
@@ -54,6 +55,7 @@ class MixtureOfLogistics(dist.TorchDistribution):
         parameters: ``(*batch, 3, C, X)``: logits, locations and log scales of C components.
         bits: from 1 to 16.
         min_log_scale: log scales below it are raised to it, and get no gradient.
+        unit: of levels, locations and scales: levels are the cells' centres divided by it.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -64,22 +66,25 @@ class MixtureOfLogistics(dist.TorchDistribution):
         parameters: Tensor,
         bits: int = 16,
         min_log_scale: float = -7.0,
+        unit: float = 1.0,
         validate_args: bool | None = None,
     ) -> None:
-        self.parameters, self.bits, self.min_log_scale = parameters, bits, min_log_scale
+        self.parameters, self.bits = parameters, bits
+        self.min_log_scale, self.unit = min_log_scale, unit
         super().__init__(parameters.shape[:-3], parameters.shape[-1:], validate_args=validate_args)
 
     @property
     def support(self) -> constraints.Constraint:
         """Centres of cells."""
-        return constraints.independent(Cells(self.bits), 1)
+        return constraints.independent(Cells(self.bits, self.unit), 1)
 
     def expand(
         self, batch_shape: Sequence[int], _instance: "MixtureOfLogistics | None" = None
     ) -> "MixtureOfLogistics":
         """The same distribution with a larger batch shape, without copying memory."""
         parameters = self.parameters.expand(*batch_shape, *self.parameters.shape[-3:])
-        return type(self)(parameters, self.bits, self.min_log_scale, self._validate_args)
+        levels = (self.bits, self.min_log_scale, self.unit)
+        return type(self)(parameters, *levels, self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Nats, ``(*batch)``, of values ``(*batch, X)``; no gradient with respect to them."""
@@ -89,7 +94,8 @@ class MixtureOfLogistics(dist.TorchDistribution):
         batch = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
         parameters = self.parameters.expand(*batch, *parts).reshape(batch.numel(), *parts)
         flat = value.to(parameters).expand(*batch, -1).reshape(batch.numel(), 1, parts[-1])
-        out: Tensor = _LogMass.apply(parameters, flat, self.bits, self.min_log_scale)
+        levels = (self.bits, self.min_log_scale, self.unit)
+        out: Tensor = _LogMass.apply(parameters, flat, *levels)
         return out.reshape(batch)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -105,19 +111,20 @@ class MixtureOfLogistics(dist.TorchDistribution):
             )
             u = torch.rand_like(loc)  # may be 0, never 1; the end cell takes what is infinite
             half = 2 ** (self.bits - 1)
-            cell = ((loc + scale * (u.log() - (-u).log1p())) * half).floor()
-            return (cell.clamp(-half, half - 1) + 0.5) / half
+            cell = ((loc + scale * (u.log() - (-u).log1p())) * (half * self.unit)).floor()
+            return (cell.clamp(-half, half - 1) + 0.5) / (half * self.unit)
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the mixture truncated to (-1, 1), within half a cell of the levels' mean."""
+        """Mean of the mixture truncated to the cells, within half a cell of the levels' mean."""
         logits, loc, scale = self._components()
-        width, low = 2 / scale, (loc - 1) / scale
-        # the integral of a logistic cdf over (-1, 1), in the form that cancels nothing
+        end = 1 / self.unit
+        width, low = 2 * end / scale, (loc - end) / scale
+        # the integral of a logistic cdf over the cells, in the form that cancels nothing
         wide = (low.sigmoid() * width.clamp(max=1.0).expm1()).log1p()
         narrow = F.softplus(low + width) - F.softplus(low)
         inside = scale * torch.where(width > 1, narrow, wide)
-        return (logits.softmax(dim=-2) * (inside - 1)).sum(dim=-2)
+        return (logits.softmax(dim=-2) * (inside - end)).sum(dim=-2)
 
     def _components(self) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, locations and scales, each ``(*batch, C, X)``."""
@@ -136,29 +143,27 @@ class _LogMass(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, parameters: Tensor, value: Tensor, bits: int, min_log_scale: float
+        ctx: Any, parameters: Tensor, value: Tensor, bits: int, min_log_scale: float, unit: float
     ) -> Tensor:
         ctx.save_for_backward(parameters, value)
-        ctx.bits, ctx.min_log_scale = bits, min_log_scale
+        ctx.levels = levels = (bits, min_log_scale, unit)
         out = parameters.new_empty(len(parameters))
         for rows in _blocks(parameters):
             logits = parameters[rows, 0]
-            terms = _Terms(parameters[rows], value[rows], bits, min_log_scale)
+            terms = _Terms(parameters[rows], value[rows], *levels)
             total = terms.joint.logsumexp(dim=1) - logits.logsumexp(dim=1)
             torch.sum(total, dim=1, out=out[rows])
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: D102
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: D102
         parameters, value = ctx.saved_tensors
         out = torch.empty_like(parameters)
         for rows in _blocks(parameters):
             weight = grad[rows, None, None]
-            _Terms(parameters[rows], value[rows], ctx.bits, ctx.min_log_scale).gradient(
-                weight, out[rows]
-            )
-        return out, None, None, None
+            _Terms(parameters[rows], value[rows], *ctx.levels).gradient(weight, out[rows])
+        return out, None, None, None, None
 
 
 class _Terms:
@@ -167,13 +172,15 @@ class _Terms:
     Args:
         parameters: ``(N, 3, C, X)``.
         value: ``(N, 1, X)``.
-        bits, min_log_scale: as of :class:`MixtureOfLogistics`.
+        bits, min_log_scale, unit: as of :class:`MixtureOfLogistics`.
     """
 
-    def __init__(self, parameters: Tensor, value: Tensor, bits: int, min_log_scale: float) -> None:
+    def __init__(
+        self, parameters: Tensor, value: Tensor, bits: int, min_log_scale: float, unit: float
+    ) -> None:
         self.logits, loc, self.log_scale = parameters.unbind(1)
-        self.floor, half_cell = min_log_scale, 0.5**bits
-        first, last = value < 2 * half_cell - 1, value > 1 - 2 * half_cell
+        self.floor, half_cell, end = min_log_scale, 0.5**bits / unit, 1 / unit
+        first, last = value < 2 * half_cell - end, value > end - 2 * half_cell
         self.precision = self.log_scale.clamp(min_log_scale, _MAX_LOG_SCALE).neg_().exp_()
         centre = (value - loc).mul_(self.precision)
         self.w = self.precision * half_cell

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from pyro_avrnn.cli import compare, generate
+from pyro_avrnn.cli.comparison import Comparison
 from pyro_avrnn.cli.generate import Generation
 from pyro_avrnn.cli.options import add_options, listed, read
 from pyro_avrnn.cli.rows import ROWS, Training
-from pyro_avrnn.cli.settings import Comparison, Settings
+from pyro_avrnn.cli.settings import Settings
 
 _BAD_INPUT = (ArithmeticError, ImportError, NotImplementedError, OSError, TypeError, ValueError)
 _COMPARE = """\
@@ -110,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compare(args: argparse.Namespace, command: str) -> int:
     comparison = read(Comparison, args)
-    own = {"min_scale": 0.01} if comparison.is_timit else {}
+    own = {"min_scale": 0.01} if comparison.is_speech else {}
     return compare.compare(comparison, read(Settings, args, **own), command)
 
 

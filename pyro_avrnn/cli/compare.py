@@ -19,11 +19,12 @@ from inference import seeded
 from inference.files import write_json
 from pyro_avrnn import data
 from pyro_avrnn.cli import report
+from pyro_avrnn.cli.comparison import Comparison
 from pyro_avrnn.cli.folder import check_writable, emptied, owned, resumed
 from pyro_avrnn.cli.parts import build
 from pyro_avrnn.cli.rows import Training
 from pyro_avrnn.cli.runs import Result, Task, row_folder, run
-from pyro_avrnn.cli.settings import Comparison, Settings
+from pyro_avrnn.cli.settings import Settings
 from pyro_avrnn.data import Dataset
 
 _FACTS = ("data", "baseline_per_frame", "sequences", "reader", "settings")  # the same to resume
@@ -48,7 +49,7 @@ def compare(comparison: Comparison, settings: Settings, command: str) -> int:
     if comparison.resume and comparison.overwrite:
         raise ValueError("--resume keeps what --overwrite starts anew; give one of them")
     trainings, out = comparison.trainings(), comparison.out
-    dataset = data.load(comparison.data, **comparison.reader_options())
+    dataset = data.load(comparison.data, **comparison.reader_options(settings))
     _check_parts(trainings, dataset, settings)
     shared = _shared(comparison, settings, dataset, command)
     facts = {name: shared[name] for name in _FACTS}
@@ -102,7 +103,7 @@ def _check_parts(trainings: list[Training], dataset: Dataset, settings: Settings
     """Refuse parts that do not go together before anything is trained."""
     with seeded(0):
         for training in trainings:
-            model = build(training, dataset, settings).recipe.model
+            model = build(training, dataset, training.settings(settings)).recipe.model
             model.check(dataset.train.x[:1], dataset.train.mask[:1])
 
 
@@ -120,7 +121,8 @@ def _shared(
         "baseline_per_frame": data.independent_baseline(dataset),
         "command": command,
         "kind": dataset.kind,
-        "reader": comparison.reader_options(),
+        "reader": comparison.reader_options(settings),
+        "flac_bits": data.flac_bits(dataset, settings.split) if dataset.bits == 16 else None,
     }
 
 
@@ -156,7 +158,7 @@ def train(tasks: list[Task], comparison: Comparison, settings: Settings) -> Iter
     context = multiprocessing.get_context("spawn")
     steps = context.RawArray("q", len(tasks))  # done by each, which alone writes there
     stop = context.RawValue("b", 0)
-    given = (comparison.data, comparison.reader_options(), steps, stop, os.getpid())
+    given = (comparison.data, comparison.reader_options(settings), steps, stop, os.getpid())
     pool = ProcessPoolExecutor(min(comparison.jobs, len(tasks)), context, _start_worker, given)
     total = len(tasks) * settings.steps
     with pool, tqdm(total=total, unit="step", desc="training", smoothing=0.05) as bar:

@@ -146,9 +146,8 @@ def _files(out: Path, made: dict[str, np.ndarray], suffix: str) -> dict[Path, np
 
 
 def _raw(x: Tensor, dataset: Dataset) -> np.ndarray:
-    """In the units of the recording; mu-law levels as samples of 16 bits."""
-    if dataset.kind == "mu-law":
-        assert dataset.bits is not None
-        return data.mu_law_decode(x, dataset.bits).astype("float64")
+    """In the units of the recording; levels as samples of 16 bits."""
+    if dataset.in_levels:
+        return dataset.samples(x).astype("float64")
     mean, std = torch.as_tensor(dataset.mean), torch.as_tensor(dataset.std)
     return (x * std + mean).double().numpy()

@@ -15,6 +15,7 @@ Options = TypeVar("Options")
 RANGES = {
     "at least 0": lambda value: value >= 0,
     "at least 1": lambda value: value >= 1,
+    "at least 2": lambda value: value >= 2,
     "more than 0": lambda value: value > 0,
     "in [0, 1)": lambda value: 0 <= value < 1,
 }
@@ -78,7 +79,7 @@ def add_options(parser: argparse.ArgumentParser, cls: Any, title: str) -> None:
             given |= {"type": kind, "choices": choices or None, "metavar": metavar}
         if get_origin(f.type) is tuple:
             given["nargs"] = "+"
-        group.add_argument(_flag(f), dest=name, **given)
+        group.add_argument(flag_of(f), dest=name, **given)
 
 
 def read(cls: type[Options], args: argparse.Namespace, **defaults: Any) -> Options:
@@ -92,7 +93,7 @@ def read(cls: type[Options], args: argparse.Namespace, **defaults: Any) -> Optio
             value = getattr(args, name)
             defaults[name] = tuple(value) if isinstance(value, list) else value
             if not isinstance(value, list):  # whose values argparse has checked
-                check(_flag(f), f, value)
+                check(flag_of(f), f, value)
     return cls(**defaults)
 
 
@@ -117,5 +118,6 @@ def _help(f: Field[Any], choices: tuple[str, ...] = ()) -> str:
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 
-def _flag(f: Field[Any]) -> str:
+def flag_of(f: Field[Any]) -> str:
+    """The option on the command line."""
     return "--" + f.name.removeprefix("num_").replace("_", "-")

@@ -6,7 +6,7 @@ import pyro
 import torch
 from pyro.optim import PyroOptim
 
-from inference import ELBO, FIVO, IWAE, Adversarial, Alternating
+from inference import ELBO, FIVO, IWAE, AdaptiveClip, Adversarial, Alternating
 from inference.divergences import clip, gradient_penalty, spectral, wasserstein
 from inference.objectives import Objective
 from inference.protocols import Hook
@@ -26,10 +26,16 @@ class Parts(NamedTuple):
     objective: Objective
     hooks: list[Hook]
     adversarial: Adversarial | None
+    clip_norm: float | AdaptiveClip | None
 
 
 def build(training: Training, data: Dataset, settings: Settings) -> Parts:
     """Build the parts of a training, drawing parameters from torch's global state.
+
+    Args:
+        training: the row.
+        data: what it is trained on.
+        settings: its own, :meth:`Training.settings`.
 
     Raises:
         ValueError, NotImplementedError: parts that do not go together.
@@ -58,28 +64,36 @@ def build(training: Training, data: Dataset, settings: Settings) -> Parts:
         recompute=settings.recompute,
         compile=settings.compile,
     )
-    return Parts(recipe, _optimiser(training, settings), objective, hooks, adversarial)
+    clip_norm = _clip(settings.clip_norm)
+    return Parts(recipe, _optimiser(settings), objective, hooks, adversarial, clip_norm)
+
+
+def _clip(text: str) -> float | AdaptiveClip | None:
+    """The limit on the gradient that ``--clip-norm`` names."""
+    try:
+        if text == "none":
+            return None
+        return AdaptiveClip(float(text[:-1])) if text.endswith("x") else float(text)
+    except ValueError:
+        raise ValueError(
+            "--clip-norm must be a number, a multiple of the running median of at least 1 such as "
+            f"10x, or none, got {text!r}"
+        ) from None
 
 
 def _recipe_arguments(training: Training, data: Dataset, settings: Settings) -> dict[str, Any]:
     """What the recipe of the model takes."""
-    own, suited = recipes.OWN[training.model], data.emission
-    emission = training.emission or suited["emission"]
-    if data.kind == "mu-law" and emission != "logistic":
-        raise ValueError(
-            f"mu-law levels are scored by emission=logistic, got {emission!r}, whose densities "
-            "are no bits"
-        )
+    own = recipes.OWN[training.model]
     arguments: dict[str, Any] = {
         "x_dim": data.x_dim,
-        "h_dim": training.h_dim or settings.h_dim,
+        "h_dim": settings.h_dim,
         "min_scale": settings.min_scale,
         "dropout": training.dropout,
         "activation": training.activation,
-        **(suited if emission == suited["emission"] else {"emission": emission}),
+        **_emission(training, data),
     }
     if training.schedule != "none":
-        arguments["z_dim"] = training.z_dim or settings.z_dim
+        arguments["z_dim"] = settings.z_dim
         arguments["prior_gradient"] = training.prior_gradient
     for part in ("guide", "prior", "cell"):
         chosen = getattr(training, part)
@@ -90,12 +104,31 @@ def _recipe_arguments(training: Training, data: Dataset, settings: Settings) -> 
     return arguments
 
 
-def _optimiser(training: Training, settings: Settings) -> PyroOptim:
-    lr = settings.lr if training.lr is None else training.lr
-    decay = settings.weight_decay if training.weight_decay is None else training.weight_decay
-    if decay:
-        return pyro.optim.AdamW({"lr": lr, "weight_decay": decay})
-    return pyro.optim.Adam({"lr": lr})
+def _emission(training: Training, data: Dataset) -> dict[str, Any]:
+    """The emission of a row, and its options."""
+    suited = data.emission
+    own, options = suited["emission"], dict(suited.get("emission_options", {}))
+    emission = training.emission or own
+    if data.in_levels and emission not in (own, "autoregressive"):
+        raise ValueError(
+            f"levels are scored by emission=logistic or autoregressive, got {emission!r}, whose "
+            "densities are no bits"
+        )
+    if training.components is not None and "logistic" in (own, emission):
+        options["num_components"] = training.components
+    if emission == "autoregressive":
+        waveform = data.sample_rate is not None
+        network = {"network": "causal", "lags": training.lags} if waveform else {}
+        options |= {"of": own, "width": training.width, **network}
+    elif emission != own:
+        options = {}
+    return {"emission": emission, "emission_options": options or None}
+
+
+def _optimiser(settings: Settings) -> PyroOptim:
+    if settings.weight_decay:
+        return pyro.optim.AdamW({"lr": settings.lr, "weight_decay": settings.weight_decay})
+    return pyro.optim.Adam({"lr": settings.lr})
 
 
 def _with_critic(training: Training, view: str, arguments: dict[str, Any]) -> recipes.Recipe:

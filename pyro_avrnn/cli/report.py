@@ -20,6 +20,7 @@ from pyro_avrnn.cli.runs import Result, row_folder
 from pyro_avrnn.data import Dataset
 from pyro_avrnn.generation import generate
 
+_MUCH = 0.5  # share of clipped steps from which clipping is no guard any more
 SHORT = 500  # steps below which a run is called short
 
 _COLUMNS = {
@@ -38,16 +39,19 @@ _COLUMNS = {
     "parameters": "parameters",
     "k-hat": "pareto_k_median",
     "best step": "best_step",
+    "last fifth": "rise",
     "seconds": "seconds",
 }
 _NOTHING = "A row that does not beat this has learnt nothing."
+_HISTOGRAM = "One histogram of the levels of all samples"
 #: by kind of data: what is scored, the baseline without time or structure, what beating it means
 _KINDS = {
     "real": ("densities of standardised data", "Independent normals per dimension", _NOTHING),
     "binary": ("densities of 0/1 data", "Independent Bernoullis per dimension", _NOTHING),
+    "pcm": ("masses of linear levels", _HISTOGRAM, _NOTHING),
     "mu-law": (
         "masses of mu-law levels",
-        "One histogram of the levels of all samples",
+        _HISTOGRAM,
         "It knows which levels samples of 16 bits can reach at all, few where they are quiet; a "
         "mixture of logistics cannot single those out, and may lie below.",
     ),
@@ -225,13 +229,64 @@ def _notes(results: Sequence[Result]) -> list[str]:
     if (steps := first["settings"]["steps"]) < SHORT:
         notes.insert(0, f"**A short run** ({steps} steps a row, {counted}): {_NO_EVIDENCE}")
     if _in_bits(results):
-        best = "bits: of a sample, by the best of the three bounds; all levels alike: "
-        notes.append(f"{best}{first['reader']['mu_law']:.2f}.")
+        bits = first["reader"].get("mu_law") or first["reader"]["pcm"]
+        codec = (
+            f"; FLAC, on the same files: {flac:.2f}" if (flac := first.get("flac_bits")) else ""
+        )
+        best = "bits: of a sample, by the best of the three bounds"
+        notes.append(f"{best}; all levels alike: {bits:.2f}{codec}.")
+    notes += _learning(results)
     for r in results:
         if r["error"]:
             notes.append(f"No numbers of {r['row']}, seed {r['seed']}: {r['error']}.")
     made = dict.fromkeys((r["command"], r["commit"]) for r in results)
     return notes + [f"Made by `{command}` at commit {commit}." for command, commit in made]
+
+
+def _learning(results: Sequence[Result]) -> list[str]:
+    """What the learning check found, a sentence for each kind of handbrake."""
+    trained = [r for r in results if not r["error"] and "rise" in r]
+    if not trained:
+        return []
+    budget = results[0]["settings"]["steps"]
+    seeds = {row: len(of_row) for row, of_row in _by_row(trained).items()}
+    notes = [
+        "last fifth: what the best validation bound gained in the last fifth of the steps. A "
+        f"training ends by --patience, or with its budget of {budget} steps."
+    ]
+
+    clipped = [r for r in trained if r["clipped_share"] > _MUCH]
+    found = {
+        "**Still rising** at the end of the budget, so that more steps may help": {
+            row: f"{_cell([r['rise'] for r in of_row])}, {len(of_row)} of {seeds[row]} seeds"
+            for row, of_row in _by_row([r for r in trained if r["still_rising"]]).items()
+        },
+        "Most steps were clipped, so that --clip-norm set their size": {
+            row: f"{fmean(r['clipped_share'] for r in of_row):.0%} of the steps"
+            for row, of_row in _by_row(clipped).items()
+        },
+        "Hidden units that never change": {
+            row: ", ".join(dict.fromkeys(text for r in of_row for text in _dead(r)))
+            for row, of_row in _by_row([r for r in trained if _dead(r)]).items()
+        },
+    }
+    for title, rows in found.items():
+        if rows:
+            notes.append(f"{title}: {'; '.join(f'{row} ({text})' for row, text in rows.items())}.")
+    return notes
+
+
+def _by_row(results: Sequence[Result]) -> dict[str, list[Result]]:
+    rows: dict[str, list[Result]] = {}
+    for r in results:
+        rows.setdefault(r["row"], []).append(r)
+    return rows
+
+
+def _dead(result: Result) -> list[str]:
+    """Parts of which more than a tenth is dead."""
+    parts = result.get("dead_units", {}).items()
+    return [f"{n} of {units} in {part}" for part, (n, units) in parts if n > units / 10]
 
 
 def _in_bits(results: Sequence[Result]) -> bool:

@@ -10,17 +10,25 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from inference import Ramp
-from pyro_avrnn.cli.options import check, kind_of, option, options_of
+from inference.protocols import given
+from pyro_avrnn.cli.options import check, flag_of, kind_of, option, options_of
+from pyro_avrnn.cli.settings import Batching, Decay, Settings
 from pyro_avrnn.critics import CRITICS, VIEWS
-from pyro_avrnn.emissions import EMISSIONS
 from pyro_avrnn.guides import GUIDES
 from pyro_avrnn.networks import ACTIVATIONS, CELLS
 from pyro_avrnn.priors import PRIORS
-from pyro_avrnn.recipes import OF_DSAE, WITH_LATENTS
+from pyro_avrnn.recipes import EMISSIONS, OF_DSAE, WITH_LATENTS
 
 #: a number, or (start, stop, fraction of the run)
 Weight = float | tuple[float, float, float]
 _EMISSIONS = [name for name in EMISSIONS if name != "categorical"]  # which needs its classes
+
+
+def _own(name: str) -> Any:
+    """An option of a row that stands in place of one that all rows share."""
+    shared = options_of(Settings)[name]
+    flag = f"in place of {flag_of(shared)}"
+    return option(None, flag, shared.metadata["within"], choices=kind_of(shared)[1])
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,8 @@ class Training:
     kl: Weight = option(1.0, "weight of the KL term: a number, or start>stop@fraction of the run")
     weight: Weight = option(0.0, "weight of the critic's penalty, likewise")
     model: str = option("vrnn", "model", choices=WITH_LATENTS)
-    z_dim: int | None = option(None, "Z, in place of --z-dim", "at least 1")
-    h_dim: int | None = option(None, "H, in place of --h-dim", "at least 1")
+    z_dim: int | None = _own("z_dim")
+    h_dim: int | None = _own("h_dim")
     emission: str | None = option(
         None, "distribution of x_t, if not the one that suits the data", choices=_EMISSIONS
     )
@@ -47,10 +55,20 @@ class Training:
     activation: str = option(
         "relu", "activation of all hidden layers of model and guide", choices=ACTIVATIONS
     )
-    lr: float | None = option(None, "learning rate, in place of --lr", "more than 0")
-    weight_decay: float | None = option(
-        None, "weight decay, in place of --weight-decay", "at least 0"
+    width: int | None = option(
+        None, "autoregressive: hidden units of its network (default: H)", "at least 1"
     )
+    lags: int = option(32, "the same, of speech: samples that one is predicted from", "at least 1")
+    components: int | None = option(
+        None, "logistics of a level of speech (default: 10)", "at least 2"
+    )
+    batch_size: int | None = _own("batch_size")
+    batches: Batching | None = _own("batches")
+    lr: float | None = _own("lr")
+    lr_decay: Decay | None = _own("lr_decay")
+    weight_decay: float | None = _own("weight_decay")
+    clip_norm: str | None = _own("clip_norm")
+    average: float | None = _own("average")
     guide: str | None = option(
         None,
         "guide, if not the model's own; full and factorised go with dsae",
@@ -85,6 +103,12 @@ class Training:
         critic = "" if self.view is None else f" - {show(self.weight)} critic"
         return bound + critic
 
+    def settings(self, shared: Settings) -> Settings:
+        """How this row is trained: as all are, but for what it says itself."""
+        return replace(
+            shared, **given(**{n: getattr(self, n, None) for n in options_of(Settings)})
+        )
+
 
 def show(weight: Weight) -> str:
     """A weight in the notation."""
@@ -116,12 +140,12 @@ _READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
 def _vary(training: Training, options: str) -> Training:
     """The training with other options, given in the notation."""
     known, values = options_of(Training), dict[str, Any]()
-    for given in filter(None, options.split(",")):
-        key, equals, text = given.partition("=")
+    for pair in filter(None, options.split(",")):
+        key, equals, text = pair.partition("=")
         if key not in known or not equals:
             raise ValueError(
                 f"an option of row {training.label!r} must be one of {', '.join(known)}, written "
-                f"key=value, got {given!r}"
+                f"key=value, got {pair!r}"
             )
         wanted, reader = _READERS[kind_of(known[key])[0]]
         try:

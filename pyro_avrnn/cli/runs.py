@@ -5,13 +5,24 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro.infer import SVI
 
-from inference import DegenerateWeightsError, NonFiniteLossError, evaluate, particle_filter, seeded
+from inference import (
+    DegenerateWeightsError,
+    LearningRate,
+    NonFiniteLossError,
+    dead_units,
+    evaluate,
+    particle_filter,
+    rise,
+    seeded,
+    still_rising,
+)
 from inference.checkpoints import Checkpointing
 from inference.information import LEAST_SEQUENCES
 from inference.training import Records, fit
@@ -22,6 +33,7 @@ from pyro_avrnn.cli.rows import Training
 from pyro_avrnn.cli.settings import Settings
 from pyro_avrnn.data import Batches, Dataset, Sequences
 
+_LOOKED_AT = 64  # sequences in which a hidden unit may show that it is alive
 Progress = Callable[[int], None]  #: called with the steps done since the last call
 Result = dict[str, Any]  #: an entry of results.json
 
@@ -52,11 +64,16 @@ def run(
         ``error`` is one sentence about why training stopped early, if it did.
     """
     training, seed, folder = task
+    settings = training.settings(settings)
     folder.mkdir(parents=True, exist_ok=True)
     with pyro.get_param_store().scope(), seeded(seed):
         parts = build(training, data, settings)
         trained, error = _train(parts, task, data, settings, progress, resume)
         numbers, failure = _evaluate(parts, data, settings, seed)
+        if not (error or failure):
+            some = data.valid.select(range(min(len(data.valid), _LOOKED_AT)))
+            found = dead_units(parts.recipe.model, parts.recipe.guide, some.x, some.mask)
+            trained["dead_units"] = found
     modules = (parts.recipe.model, parts.recipe.guide)
     return {
         "row": training.label,
@@ -112,13 +129,21 @@ def _train(
     try:
         history = fit(
             SVI(recipe.model, recipe.guide, parts.optimiser, parts.objective),
-            Batches(data.train, settings.batch_size, seed=seed),
+            Batches(
+                data.train,
+                settings.batch_size,
+                seed,
+                bucket=settings.batches.startswith("sorted"),
+                window=settings.window,
+                even=not settings.batches.endswith("rest"),
+            ),
             steps=settings.steps,
             truncate=settings.truncate,
             hooks=parts.hooks,
             validation=_validation(recipe, data.valid, settings, seed),
-            clip_norm=settings.clip_norm,
-            lr_schedule=(lambda at: 1.0 - 0.9 * at) if settings.lr_decay else None,
+            clip_norm=parts.clip_norm,
+            lr_schedule=LearningRate(settings.lr_decay, settings.lr_warmup),
+            average=settings.average or None,
             keep=[] if recipe.critic is None else [recipe.critic],
             seed=seed,
             checkpoint=Checkpointing(checkpoint, settings.validate_every, resume),
@@ -129,11 +154,20 @@ def _train(
         return {}, str(error)
     finally:
         recipes.save(recipe, folder / "parameters.pt")
+    rows = history.rows
+    norms = [name for name in rows[-1] if name.startswith("gradient_norm_")]
     return {
         "best_step": history.best_step,
         f"validation_{settings.validate_by}_per_frame": history.best_bound,
         "steps": history.steps,
         "seconds": round(history.seconds, 1),
+        "rise": rise(rows),
+        "still_rising": history.steps == settings.steps and still_rising(rows),
+        "clipped_share": fmean(row["clipped_share"] for row in rows),
+        "gradient_norms": {
+            name.removeprefix("gradient_norm_"): median(row[name] for row in rows if name in row)
+            for name in ("gradient_norm", *norms)
+        },
     }, None
 
 
@@ -153,7 +187,7 @@ def _validation(
     return Validation(
         (data.x, data.mask) if by_iwae else fivo_per_frame,
         every=settings.validate_every,
-        num_particles=16,
+        num_particles=16 if recipe.model.z_dim else 1,  # without z one is exact
         patience=settings.patience,
     )
 
@@ -183,7 +217,7 @@ def _evaluate(
         numbers = dict.fromkeys(f"{name}_per_frame" for name in absent)
         numbers |= {"num_particles": particles, "frames": scored.num_frames}
         return numbers | {"sequences": len(scored)}, f"evaluation stopped: {error}"
-    if data.kind == "mu-law":  # by the best bound
+    if data.in_levels:  # by the best bound
         best = max(numbers[f"{name}_per_frame"] for name in ("elbo", "iwae", "fivo"))
         numbers["bits_per_sample"] = -best / (data.x_dim * math.log(2.0))
     return numbers, None

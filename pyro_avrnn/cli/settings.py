@@ -1,100 +1,50 @@
-"""Options of ``avrnn compare``: what is compared, and how all of it is trained."""
+"""Options of ``avrnn compare`` that say how all of it is trained and scored."""
 
-import os
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 from pyro_avrnn.cli.options import option
-from pyro_avrnn.cli.rows import Training, parse
-from pyro_avrnn.data import holds_digits
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """What is compared, on which data, and where the results go."""
-
-    data: str = option(
-        "vowels",
-        "vowels (built in), a folder or .zip of TIMIT or of spoken digits (FSDD), a piano-roll "
-        ".mat, or your own .npz",
-    )
-    segment: int | None = option(
-        None,
-        "frames in a segment: TIMIT is cut everywhere (default: 100), piano rolls for training "
-        "only (default: no cuts)",
-    )
-    frame: int | None = option(None, "TIMIT: samples in a frame (default: 200)")
-    mu_law: int | None = option(
-        None, "TIMIT: code samples in this many bits of mu-law, as papers do (default: densities)"
-    )
-    rows: tuple[str, ...] = option((), "rows of the table, see below")
-    schedules: tuple[Literal["elbo", "alternating", "joint"], ...] = option(
-        ("elbo", "alternating", "joint"),
-        "without --rows: kinds of training to compare; the RNN is always there",
-    )
-    views: tuple[str, ...] = option(
-        ("conditional", "joint"),
-        "without --rows: views of the critics, listed below under view",
-    )
-    seeds: int = option(1, "number of seeds for each row", "at least 1")
-    first_seed: int = option(0, "the first seed", "at least 0")
-    out: Path = option(Path("runs/compare"), "output folder")
-    jobs: int = option(
-        min(os.cpu_count() or 1, 4), "trainings at the same time, one thread each", "at least 1"
-    )
-    resume: bool = option(False, "keep what is finished in --out and train what is missing")
-    overwrite: bool = option(False, "start anew in an --out that holds results")
-
-    @cached_property
-    def is_timit(self) -> bool:
-        """Whether the data are read as TIMIT."""
-        archive = Path(self.data).is_dir() or self.data.lower().endswith(".zip")
-        return archive and not holds_digits(self.data)
-
-    def trainings(self) -> list[Training]:
-        """The trainings to compare; a row that does not exist raises ``ValueError``."""
-        names = {
-            "elbo": ["elbo", "elbo-annealed"],
-            "alternating": ["alternating"],
-            "joint": [f"{view}{suffix}" for view in self.views for suffix in ("", "+kl")],
-        }
-        chosen = [row for kind in names if kind in self.schedules for row in names[kind]]
-        return [parse(row) for row in dict.fromkeys(self.rows or ["rnn", *chosen])]
-
-    def reader_options(self) -> dict[str, int]:
-        """What ``data.load`` takes; an option of other data raises ``ValueError``."""
-        options = {"segment": self.segment, "frame": self.frame, "mu_law": self.mu_law}
-        given = {name: value for name, value in options.items() if value is not None}
-        if self.is_timit:
-            return {"segment": 100} | given
-        kinds = {"frame": "TIMIT", "mu_law": "TIMIT", "segment": "TIMIT and piano rolls (.mat)"}
-        allowed = ["segment"] if self.data.lower().endswith(".mat") else []
-        for name in given:
-            if name not in allowed:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} is for {kinds[name]}, got --data {self.data}")
-        return given
+Batching = Literal["shuffled", "sorted", "shuffled-rest", "sorted-rest"]
+Decay = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """What all trainings of a comparison share."""
 
-    steps: int = option(1500, "SVI steps of each training", "at least 1")
+    steps: int = option(1500, "SVI steps of each training, at most", "at least 1")
     batch_size: int = option(64, "sequences in a batch", "at least 1")
+    batches: Batching = option(
+        "shuffled",
+        "order of training sequences; sorted by length in groups, batches save padding, but a "
+        "training may lose by it; with -rest the last one is a small rest, not all alike in size",
+    )
+    window: int | None = option(
+        None,
+        "for training, cut longer sequences into windows of about this many frames, anew in each "
+        "epoch (default: no windows)",
+        "at least 1",
+    )
     z_dim: int = option(8, "Z, size of the latent of a step", "at least 1")
     h_dim: int = option(64, "H, width of the state and of hidden layers", "at least 1")
     min_scale: float = option(
         1e-3,
-        "floor of a normal's scale; standardised data have scale 1 (default: 0.001; TIMIT: 0.01)",
+        "floor of a normal's scale; standardised data have scale 1 (default: 0.001; speech: 0.01)",
         "at least 0",
     )
     lr: float = option(2e-3, "learning rate of Adam", "more than 0")
     weight_decay: float = option(0.0, "weight decay; above 0, AdamW replaces Adam", "at least 0")
-    lr_decay: bool = option(False, "lower the learning rate linearly, to a tenth at the end")
-    clip_norm: float = option(5.0, "limit on the norm of the gradient, per frame", "more than 0")
+    lr_decay: Decay = option("constant", "how the learning rate falls, to a hundredth at the end")
+    lr_warmup: float = option(0.0, "fraction of the steps in which it rises from 0", "in [0, 1)")
+    average: float = option(
+        0.0, "decay of averaged parameters, such as 0.999, which are scored (0: none)", "in [0, 1)"
+    )
+    clip_norm: str = option(
+        "10x",
+        "limit on the norm of the gradient, per frame: a number, a multiple of its running median "
+        "such as 10x, or none",
+    )
     validate_every: int = option(50, "SVI steps between validations", "at least 1")
     patience: int | None = option(
         None, "stop after this many validations without a better bound", "at least 1"

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from inference.protocols import of_kind
-from pyro_avrnn.data.companding import mu_law, mu_law_decode
+from pyro_avrnn.data._speech import flac_bits
+from pyro_avrnn.data.companding import mu_law, mu_law_decode, pcm, pcm_decode
 from pyro_avrnn.data.dataset import Dataset, independent_baseline
 from pyro_avrnn.data.digits import holds_digits, log_mel, mel_to_waveform, spoken_digits
 from pyro_avrnn.data.images import mnist
+from pyro_avrnn.data.librispeech import holds_librispeech, librispeech
 from pyro_avrnn.data.npz import npz
 from pyro_avrnn.data.piano_rolls import piano_rolls
 from pyro_avrnn.data.sequences import Batches, Sequences
@@ -19,8 +21,10 @@ __all__ = [
     "Batches",
     "Dataset",
     "Sequences",
-    "holds_digits",
+    "corpus_of",
+    "flac_bits",
     "independent_baseline",
+    "librispeech",
     "load",
     "log_mel",
     "mel_to_waveform",
@@ -28,6 +32,8 @@ __all__ = [
     "mu_law",
     "mu_law_decode",
     "npz",
+    "pcm",
+    "pcm_decode",
     "piano_rolls",
     "spoken_digits",
     "timit",
@@ -35,15 +41,30 @@ __all__ = [
 ]
 
 _READERS = {".mat": piano_rolls, ".npz": npz, ".gz": mnist}
+_CORPORA = {"digits": spoken_digits, "librispeech": librispeech, "timit": timit}
+
+
+def corpus_of(source: str | Path) -> str | None:
+    """Name of the corpus that a folder or ``.zip`` is read as, None for any other source.
+
+    What holds neither spoken digits nor LibriSpeech is taken for TIMIT, whose reader says what is
+    missing.
+    """
+    path = Path(source)
+    if not ((str(source) and path.is_dir()) or path.suffix.lower() == ".zip"):
+        return None
+    if holds_digits(path):
+        return "digits"
+    return "librispeech" if holds_librispeech(path) else "timit"
 
 
 def load(source: str | Path, **options: Any) -> Dataset:
     """Load a data set by its name or by the kind of file.
 
     Args:
-        source: "vowels" (built in), a folder or ``.zip`` with TIMIT or the Free Spoken Digit
-            Dataset, a ``.mat`` file of piano rolls, a ``.csv.gz`` of MNIST images, or your own
-            ``.npz`` file.
+        source: "vowels" (built in), a folder or ``.zip`` with TIMIT, LibriSpeech or the Free
+            Spoken Digit Dataset, a ``.mat`` file of piano rolls, a ``.csv.gz`` of MNIST images, or
+            your own ``.npz`` file.
         **options: go to the reader, such as ``segment`` for :func:`timit`.
 
     Raises:
@@ -58,13 +79,13 @@ def load(source: str | Path, **options: Any) -> Dataset:
     if source == "vowels":
         return vowels(**options)
     path = Path(source)
-    if (source and path.is_dir()) or path.suffix.lower() == ".zip":
-        return (spoken_digits if holds_digits(path) else timit)(path, **options)
+    if (corpus := corpus_of(source)) is not None:
+        return _CORPORA[corpus](path, **options)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(
-            "source must be 'vowels', a folder or .zip of TIMIT or spoken digits, a piano-roll "
-            f".mat, a .csv.gz of MNIST or a .npz file, got {str(source)!r}, which is neither a "
-            "known name or extension nor a folder"
+            "source must be 'vowels', a folder or .zip of speech (TIMIT, LibriSpeech, spoken "
+            f"digits), a piano-roll .mat, a .csv.gz of MNIST or a .npz file, got {str(source)!r}, "
+            "which is neither a known name or extension nor a folder"
         )
     return reader(path, **options)

@@ -1,6 +1,6 @@
-"""Mu-law companding: 16-bit samples as levels that are dense where speech is quiet, and back.
+"""16-bit samples as levels and back: linear ones, and mu-law's, dense where speech is quiet.
 
-Samples divided by 32,768 are bent by ``F(y) = sign(y) ln(1 + mu |y|) / ln(1 + mu)`` with
+Mu-law: samples divided by 32,768 are bent by ``F(y) = sign(y) ln(1 + mu |y|) / ln(1 + mu)`` with
 ``mu = 2^bits - 1``, and (-1, 1) is cut into 2^bits equal cells. Data are the centres of cells.
 
 Source: Havtorn et al. (2022), https://arxiv.org/abs/2202.12707 ("16-bit mu-law"). Their grid has
@@ -41,6 +41,54 @@ def mu_law(samples: ArrayLike, bits: int = 16) -> np.ndarray:
         [-0.99609375, 0.00390625, 0.99609375]
     """
     check_bits("bits", bits)
+    return _centres(bits)[_integers(samples) - _LEAST]
+
+
+def pcm(samples: ArrayLike, bits: int = 16) -> np.ndarray:
+    """Convert samples to linear levels, all of which occur in recordings.
+
+    Args:
+        samples: integers from -32,768 to 32,767, any shape; whole floating numbers will do.
+        bits: from 1 to 16; fewer than 16 drop the last bits of a sample.
+
+    Returns:
+        Middles of cells of 2^(16 - bits) samples, in units of a sample, float64, the same shape:
+        the sample and a half at 16 bits.
+
+    Raises:
+        ValueError: samples that are not such integers, or bits out of range.
+
+    Example:
+        >>> pcm([-32768, 0, 32767]).tolist()
+        [-32767.5, 0.5, 32767.5]
+    """
+    check_bits("bits", bits)
+    size = 2 ** (16 - bits)
+    return (_integers(samples) // size + 0.5) * size
+
+
+def pcm_decode(x: Numbers, bits: int = 16) -> np.ndarray:
+    """Convert linear levels to samples: the inverse of :func:`pcm`, to the middle of a cell.
+
+    Args:
+        x: numbers, any shape, an array or a tensor, in units of a sample.
+        bits: as given to :func:`pcm`.
+
+    Returns:
+        int16, the same shape; what is outside of 16 bits becomes the nearest sample.
+
+    Example:
+        >>> pcm_decode(pcm([-32768, 0, 1234]))
+        array([-32768,      0,   1234], dtype=int16)
+    """
+    check_bits("bits", bits)
+    size = 2 ** (16 - bits)
+    middle = np.floor(plain(x).astype(np.float64) / size) * size + size // 2
+    return middle.clip(_LEAST, _MOST).astype(np.int16)
+
+
+def _integers(samples: ArrayLike) -> np.ndarray:
+    """Checked samples, int64."""
     array = np.asarray(samples)
     if array.dtype.kind not in "iuf":
         raise ValueError(f"samples must be an array of integers, got one of {array.dtype}")
@@ -51,7 +99,7 @@ def mu_law(samples: ArrayLike, bits: int = 16) -> np.ndarray:
             f"samples must be integers from {_LEAST} to {_MOST}, got {array[bad].flat[0]}; scale "
             "and round them first"
         )
-    return _centres(bits)[array.astype(np.int64) - _LEAST]
+    return array.astype(np.int64)
 
 
 def mu_law_decode(x: Numbers, bits: int = 16) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Data sets split in three, the standardisation of real data, and the baseline to beat.
 
 Real data are held standardised, ``(raw - mean) / std`` with training statistics, and every
-density of a model of them is in those units. Binary data and mu-law levels are held as they are.
+density of a model of them is in those units. Binary data and mu-law levels are held as they are,
+linear levels in units of their deviation.
 """
 
 import math
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.protocols import of_kind
-from pyro_avrnn.data.companding import level_of
+from inference.protocols import of_kind, one_of
+from pyro_avrnn.data._checks import Numbers, plain
+from pyro_avrnn.data.companding import level_of, mu_law_decode, pcm_decode
 from pyro_avrnn.data.sequences import Sequences
 
 SPLITS = ("train", "valid", "test")
@@ -31,12 +33,13 @@ class Dataset:
         name: short, for tables.
         train, valid, test: real data are already ``(raw - mean) / std``, others as they are.
         mean, std: training statistics, shape (X,) or one number; 0 and 1 unless data are real.
-        kind: "real", "binary" (every value 0 or 1) or "mu-law" (centres of 2^bits equal cells of
-            (-1, 1); padding is 0, which is no centre).
+        kind: "real", "binary" (every value 0 or 1), "mu-law" (centres of 2^bits equal cells of
+            (-1, 1); padding is 0, which is no centre) or "pcm" (the same, of the range of 16-bit
+            samples, divided by ``std``).
         frame_seconds: time from one frame to the next; None if it is unknown or not constant.
         sample_rate: in hertz, where a frame is a piece of waveform, else None.
         origin: who made the data, from where, under which licence, as far as known.
-        bits: from 1 to 16 for mu-law data, else None.
+        bits: from 1 to 16 for mu-law and pcm data, else None.
 
     Raises:
         ValueError: an unknown kind, bits that do not go with it, or splits of unequal X.
@@ -48,19 +51,18 @@ class Dataset:
     test: Sequences
     mean: Tensor | float = 0.0
     std: Tensor | float = 1.0
-    kind: Literal["real", "binary", "mu-law"] = "real"
+    kind: Literal["real", "binary", "mu-law", "pcm"] = "real"
     frame_seconds: float | None = None
     sample_rate: int | None = None
     origin: str = ""
     bits: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("real", "binary", "mu-law"):
-            raise ValueError(f"kind must be 'real', 'binary' or 'mu-law', got {self.kind!r}")
+        one_of(("real", "binary", "mu-law", "pcm"), kind=self.kind)
         bits = self.bits if type(self.bits) is int else 0 if self.bits is not None else None
-        if bits not in (range(1, 17) if self.kind == "mu-law" else (None,)):
+        if bits not in (range(1, 17) if self.in_levels else (None,)):
             raise ValueError(
-                "bits must be from 1 to 16 for data of kind 'mu-law' and None for others, got "
+                "bits must be from 1 to 16 for levels ('mu-law', 'pcm') and None for others, got "
                 f"{self.bits} for kind {self.kind!r}"
             )
         for split in SPLITS:
@@ -78,6 +80,28 @@ class Dataset:
         return self.train.x_dim
 
     @property
+    def in_levels(self) -> bool:
+        """Whether the data are levels of samples, so that they are scored in bits."""
+        return self.kind in ("mu-law", "pcm")
+
+    @property
+    def unit(self) -> float:
+        """What the centres of cells of (-1, 1) are divided by."""
+        return float(self.std) / 2**15 if self.kind == "pcm" else 1.0
+
+    def samples(self, x: Numbers) -> np.ndarray:
+        """Samples of 16 bits, int16, that levels ``x`` stand for, the same shape.
+
+        Raises:
+            ValueError: data that are no levels.
+        """
+        if self.bits is None:
+            raise ValueError(f"only levels stand for samples, got data of kind {self.kind!r}")
+        if self.kind == "mu-law":
+            return mu_law_decode(x, self.bits)
+        return pcm_decode(plain(x) * np.float64(self.std), self.bits)
+
+    @property
     def emission(self) -> dict[str, Any]:
         """Options of a recipe that fit such data: ``emission``, and ``emission_options``.
 
@@ -86,8 +110,13 @@ class Dataset:
             >>> vowels().emission
             {'emission': 'normal'}
         """
-        if self.kind == "mu-law":
-            return {"emission": "logistic", "emission_options": {"bits": self.bits}}
+        options: dict[str, Any] = {"bits": self.bits}
+        if self.kind == "pcm":
+            # a scale of a seventh of a cell puts 0.95 of the mass into one
+            floor = math.log(2 ** (1 - self.bits) / self.unit) - 2.0  # type: ignore[operator]
+            options |= {"unit": self.unit, "min_log_scale": round(floor, 3)}
+        if self.in_levels:
+            return {"emission": "logistic", "emission_options": options}
         return {"emission": "bernoulli" if self.kind == "binary" else "normal"}
 
 
@@ -163,7 +192,7 @@ def independent_baseline(data: Dataset) -> float:
 
     Each dimension is independent: a normal with the mean and deviation of the training frames
     (``kind`` "real", in the standardised units), a Bernoulli with add-one smoothing ("binary"), or
-    one histogram of the 2^bits levels, shared by all dimensions, add-one smoothed ("mu-law").
+    one histogram of the 2^bits levels, shared by all dimensions, add-one smoothed (levels).
 
     Returns:
         The sum over the whole test set divided by its number of frames.
@@ -176,11 +205,11 @@ def independent_baseline(data: Dataset) -> float:
     if data.kind == "binary":
         p = (train.sum(dim=0) + 1) / (len(train) + 2)
         log_density = test * p.log() + (1 - test) * (-p).log1p()
-    elif data.kind == "mu-law":
-        assert data.bits is not None
-        counts = torch.bincount(level_of(train, data.bits).flatten(), minlength=2**data.bits)
+    elif data.bits is not None:
+        levels, found = (level_of(x * data.unit, data.bits) for x in (train, test))
+        counts = torch.bincount(levels.flatten(), minlength=2**data.bits)
         p = (counts.double() + 1) / (train.numel() + 2**data.bits)
-        log_density = p.log()[level_of(test, data.bits)]
+        log_density = p.log()[found]
     else:
         mean, var = train.mean(dim=0), train.var(dim=0, correction=0)
         constant = train.amax(dim=0) == train.amin(dim=0)

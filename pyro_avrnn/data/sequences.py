@@ -186,9 +186,9 @@ Piece = tuple[int, int, int]  # a sequence, its first step, the step after its l
 class Batches:
     """Shuffled batches of sequences, or of windows of them; each ``iter()`` is one epoch.
 
-    Every frame is in exactly one batch of an epoch, and batches are alike in size: they differ by
-    at most one sequence. The order depends on ``seed`` and the number of the epoch alone: the
-    same two numbers give the same batches. Global generators are never touched.
+    Every frame is in exactly one batch of an epoch. The order depends on ``seed`` and the number
+    of the epoch alone: the same two numbers give the same batches. Global generators are never
+    touched.
 
     Args:
         data: the sequences.
@@ -201,6 +201,8 @@ class Batches:
             each epoch, so that no state learns to start at fixed places: a sequence has
             ceil(T / window) windows of equal length, and all cuts are shifted together by up to
             half of it. None cuts none.
+        even: batches differ by at most one sequence. False makes full ones, and a smaller one of
+            the rest, whose gradient weighs as much as theirs.
 
     Attributes:
         epoch: number of the epoch that the next ``iter()`` starts; set it to resume a run.
@@ -219,12 +221,13 @@ class Batches:
         bucket: bool = False,
         *,
         window: int | None = None,
+        even: bool = True,
     ) -> None:
         of_kind(Sequences, "Sequences, such as data.train", data=data)
         counts(1, batch_size=batch_size, **given(window=window))
         counts(0, seed=seed)
         self.data, self.batch_size, self.seed = data, batch_size, seed
-        self.bucket, self.window, self.epoch = bucket, window, 0
+        self.bucket, self.window, self.even, self.epoch = bucket, window, even, 0
 
     def __len__(self) -> int:
         """Batches in the next epoch."""
@@ -240,7 +243,8 @@ class Batches:
             lengths = torch.tensor([stop - start for _, start, stop in pieces])
             groups = order.split(_GROUP * self.batch_size)
             order = torch.cat([g[lengths[g].argsort(stable=True)] for g in groups])
-        batches = order.tensor_split(math.ceil(len(pieces) / self.batch_size))
+        count = math.ceil(len(pieces) / self.batch_size)
+        batches = order.tensor_split(count) if self.even else order.split(self.batch_size)
         turns = torch.randperm(len(batches), generator=generator).tolist()
         return (_cut(self.data, [pieces[i] for i in batches[turn].tolist()]) for turn in turns)
 

@@ -12,42 +12,38 @@ of TRAIN for training. Every speaker reads the sentences ``sa1`` and ``sa2``: al
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from inference.protocols import counts, given
-from pyro_avrnn.data import companding
-from pyro_avrnn.data._audio import recordings
 from pyro_avrnn.data._checks import reading
-from pyro_avrnn.data.dataset import Dataset, Piece, by_split
+from pyro_avrnn.data._speech import Framing
+from pyro_avrnn.data.dataset import Dataset
 
 _EXPECTED = (
     "a folder or .zip with files dr1-SPEAKER/SENTENCE.wav or TRAIN/DR1/SPEAKER/SENTENCE.WAV"
 )
 _FLAT = re.compile(r"(?:.*/)?dr([1-8])-([a-z0-9]+)/([a-z0-9]+)\.wav", re.IGNORECASE)
 _LDC = re.compile(r"(?:.*/)?(train|test)/dr([1-8])/([a-z0-9]+)/([a-z0-9]+)\.wav", re.IGNORECASE)
-_RATE = 16_000
-_MAX_BYTES = 64 * 2**20  # half an hour of audio: no utterance is that long, a hostile zip may be
+_SPEAKER = re.compile(r"dr[1-8]-([a-z0-9]+)/")
 
 
-def timit(
-    path: str | Path, *, frame: int = 200, segment: int | None = 100, mu_law: int | None = None
-) -> Dataset:
+def timit(path: str | Path, **framing: Any) -> Dataset:
     """Read TIMIT; X = ``frame`` samples of waveform, standardised by one mean and deviation.
 
     Args:
         path: a folder, or a ``.zip`` that is read in place.
-        frame: samples in a frame; the remainder of an utterance is dropped.
-        segment: utterances are cut into segments of at most so many frames (the last one is
-            shorter); None keeps them whole.
-        mu_law: bits, from 1 to 16: samples become the levels of :func:`~.companding.mu_law`, not
-            standardised, and the data are of kind "mu-law"; None keeps real numbers.
+        framing: keywords; ``frame`` (default 200), samples in a frame, where the remainder of an
+            utterance is dropped; ``segment`` (default 100), utterances are cut into segments of at
+            most so many frames, and None keeps them whole; ``whole`` (default False) keeps those
+            for training whole, for ``Batches(window=...)``, which cuts them anew in each epoch;
+            ``mu_law``, bits from 1 to 16: samples become the levels of
+            :func:`~.companding.mu_law`, not standardised, and the data are of kind "mu-law";
+            ``pcm``, bits from 1 to 16: samples become linear levels, in units of the deviation,
+            and the data are of kind "pcm".
 
     Returns:
         ``mean`` and ``std`` are numbers in int16 units, over all training frames; 0 and 1 for
-        levels.
+        mu-law levels; 0 and the deviation for linear ones.
 
     Raises:
         FileNotFoundError: if there is no such path.
@@ -55,64 +51,17 @@ def timit(
             file is damaged or not 16-bit mono audio at 16 kHz.
         ImportError: if soundfile is not installed.
     """
-    counts(1, frame=frame, **given(segment=segment))
-    if mu_law is not None:
-        companding.check_bits("mu_law", mu_law)
+    framed = Framing(**framing)
     with reading(path, _EXPECTED, folder=True) as corpus:
-        pieces = list(_segments(corpus, frame, segment))
-        mean, std = (0.0, 1.0) if mu_law is not None else _statistics(pieces)
-
-        def scaled(samples: np.ndarray) -> np.ndarray:
-            if mu_law is not None:
-                return companding.mu_law(samples, mu_law)
-            return (samples - np.float32(mean)) / np.float32(std)
-
-        found = ((split, name, scaled(samples)) for split, name, samples in pieces)
-        splits = by_split(found, f"{_EXPECTED}, all dialect regions")
-    return Dataset(
-        "timit",
-        *splits,
-        mean=mean,
-        std=std,
-        kind="real" if mu_law is None else "mu-law",
-        frame_seconds=frame / _RATE,
-        sample_rate=_RATE,
-        origin=f"{corpus.name}: TIMIT acoustic-phonetic corpus, "
-        "(c) 1993 Linguistic Data Consortium",
-        bits=mu_law,
-    )
-
-
-def _segments(corpus: Path, frame: int, segment: int | None) -> Iterator[Piece]:
-    """Split, name and frames (T, X), int16, of each segment, in the order of the files."""
-    split_of: dict[str, str] = {}
-    for split, name, samples in recordings(corpus, _parse, _EXPECTED, _RATE, _MAX_BYTES):
-        speaker = name.split("-")[1].split("/")[0]
-        if split_of.setdefault(speaker, split) != split:
-            raise ValueError(
-                f"the speaker {speaker!r} is in both {split_of[speaker]} and {split}; the splits "
-                "must share no speaker"
-            )
-        if len(samples) < frame:
-            raise ValueError(
-                f"{name} has {len(samples)} samples, fewer than one frame of {frame}; remove the "
-                "file or take shorter frames"
-            )
-        frames = samples[: len(samples) // frame * frame].reshape(-1, frame)  # (T, X)
-        step = segment or len(frames)
-        for start in range(0, len(frames), step):
-            piece = frames[start : start + step]
-            whole = len(piece) == len(frames)
-            yield split, name if whole else f"{name}[{start}:{start + len(piece)}]", piece
-
-
-def _statistics(pieces: list[Piece]) -> tuple[float, float]:
-    """Mean and deviation of the training samples, from exact integer sums; 1 for silence."""
-    train = [samples for split, _, samples in pieces if split == "train"]
-    count = sum(samples.size for samples in train) or 1  # an empty split is refused later
-    total = sum(int(samples.sum(dtype=np.int64)) for samples in train)
-    squares = sum(int((samples.astype(np.int64) ** 2).sum()) for samples in train)
-    return total / count, ((squares * count - total**2) ** 0.5 / count) or 1.0
+        return framed.dataset(
+            corpus,
+            _parse,
+            _SPEAKER,
+            f"{_EXPECTED}, all dialect regions",
+            name="timit",
+            origin=f"{corpus.name}: TIMIT acoustic-phonetic corpus, "
+            "(c) 1993 Linguistic Data Consortium",
+        )
 
 
 def _parse(file: str) -> tuple[str, str] | None:

@@ -40,7 +40,7 @@ def sequences(
         frame_seconds: time between frames, in seconds; the axis counts frames if None.
         title: of the picture.
     """
-    one_of(("real", "binary", "mu-law"), kind=kind)
+    one_of(("real", "binary", "mu-law", "pcm"), kind=kind)
     observed, predicted, generated = (_gaps(panels[name]) for name in _PANELS)
     if kind == "binary":
         rolls = observed, predicted.mean(axis=0), generated[0]

@@ -4,7 +4,7 @@
 their parts by name, :mod:`~pyro_avrnn.recipes.files` writes and reads parameters.
 """
 
-from pyro_avrnn.recipes.build import OF_DSAE, OWN, TAKES, Parts, Recipe
+from pyro_avrnn.recipes.build import EMISSIONS, OF_DSAE, OWN, TAKES, Parts, Recipe
 from pyro_avrnn.recipes.files import load, save
 from pyro_avrnn.recipes.papers import (
     RECIPES,
@@ -22,6 +22,7 @@ from pyro_avrnn.recipes.papers import (
 )
 
 __all__ = [
+    "EMISSIONS",
     "OF_DSAE",
     "OWN",
     "RECIPES",

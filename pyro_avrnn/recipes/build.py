@@ -89,7 +89,7 @@ TAKES: dict[str, dict[str, tuple[str, ...]]] = {
         "bernoulli": _NETWORK,
         "mixture": (*_NORMAL, "num_components"),
         "categorical": (*_NETWORK, "num_classes"),
-        "logistic": (*_NETWORK, "bits", "num_components", "min_log_scale"),
+        "logistic": (*_NETWORK, "bits", "num_components", "min_log_scale", "unit"),
         "autoregressive": ("of", "network", "width", "lags"),  # and what that emission takes
     },
     "guide": {

@@ -1,0 +1,82 @@
+"""Options of ``avrnn compare``: what is compared, on which data, and where the results go."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from inference.protocols import given
+from pyro_avrnn.cli.options import option
+from pyro_avrnn.cli.rows import Training, parse
+from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.data import corpus_of
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, on which data, and where the results go."""
+
+    data: str = option(
+        "vowels",
+        "vowels (built in), a folder or .zip of TIMIT, LibriSpeech or spoken digits (FSDD), a "
+        "piano-roll .mat, or your own .npz",
+    )
+    segment: int | None = option(
+        None,
+        "frames in a segment: speech is cut everywhere (default: 100), piano rolls for training "
+        "only (default: no cuts)",
+    )
+    frame: int | None = option(None, "speech: samples in a frame (default: 200)")
+    pcm: int | None = option(
+        None, "speech: score samples as linear levels of this many bits (default: densities)"
+    )
+    mu_law: int | None = option(None, "the same with levels of mu-law, as papers do")
+    rows: tuple[str, ...] = option((), "rows of the table, see below")
+    schedules: tuple[Literal["elbo", "alternating", "joint"], ...] = option(
+        ("elbo", "alternating", "joint"),
+        "without --rows: kinds of training to compare; the RNN is always there",
+    )
+    views: tuple[str, ...] = option(
+        ("conditional", "joint"),
+        "without --rows: views of the critics, listed below under view",
+    )
+    seeds: int = option(1, "number of seeds for each row", "at least 1")
+    first_seed: int = option(0, "the first seed", "at least 0")
+    out: Path = option(Path("runs/compare"), "output folder")
+    jobs: int = option(
+        min(os.cpu_count() or 1, 4), "trainings at the same time, one thread each", "at least 1"
+    )
+    resume: bool = option(False, "keep what is finished in --out and train what is missing")
+    overwrite: bool = option(False, "start anew in an --out that holds results")
+
+    @cached_property
+    def is_speech(self) -> bool:
+        """Whether the data are read as waveforms."""
+        return corpus_of(self.data) in ("timit", "librispeech")
+
+    def trainings(self) -> list[Training]:
+        """The trainings to compare; a row that does not exist raises ``ValueError``."""
+        names = {
+            "elbo": ["elbo", "elbo-annealed"],
+            "alternating": ["alternating"],
+            "joint": [f"{view}{suffix}" for view in self.views for suffix in ("", "+kl")],
+        }
+        chosen = [row for kind in names if kind in self.schedules for row in names[kind]]
+        return [parse(row) for row in dict.fromkeys(self.rows or ["rnn", *chosen])]
+
+    def reader_options(self, settings: Settings) -> dict[str, Any]:
+        """What ``data.load`` takes; an option of other data raises ``ValueError``."""
+        names = ("segment", "frame", "pcm", "mu_law")
+        chosen = given(**{name: getattr(self, name) for name in names})
+        if self.is_speech:
+            whole = {} if settings.window is None else {"whole": True}
+            return {"segment": 100, **whole} | chosen
+        speech = "speech (TIMIT, LibriSpeech)"
+        kinds = dict.fromkeys(names, speech) | {"segment": f"{speech} and piano rolls (.mat)"}
+        allowed = ["segment"] if self.data.lower().endswith(".mat") else []
+        for name in chosen:
+            if name not in allowed:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is for {kinds[name]}, got --data {self.data}")
+        return chosen

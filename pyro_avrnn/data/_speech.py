@@ -1,0 +1,152 @@
+"""Corpora of read speech as frames of raw waveform: what their readers share."""
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inference.protocols import counts, given, one_of
+from pyro_avrnn.data import companding
+from pyro_avrnn.data._audio import recordings
+from pyro_avrnn.data._checks import optional
+from pyro_avrnn.data.dataset import SPLITS, Dataset, Piece, by_split
+
+RATE = 16_000
+MAX_BYTES = 64 * 2**20  # half an hour of audio: no utterance is that long, a hostile zip may be
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How utterances become sequences; the arguments that :func:`timit` documents."""
+
+    frame: int = 200
+    segment: int | None = 100
+    whole: bool = False
+    mu_law: int | None = None
+    pcm: int | None = None
+
+    def __post_init__(self) -> None:
+        counts(1, frame=self.frame, **given(segment=self.segment))
+        for name, bits in given(mu_law=self.mu_law, pcm=self.pcm).items():
+            companding.check_bits(name, bits)
+        if self.mu_law is not None and self.pcm is not None:
+            raise ValueError("mu_law and pcm are two ways to code a sample; give one of them")
+
+    def dataset(
+        self,
+        corpus: Path,
+        parse: Callable[[str], tuple[str, str] | None],
+        speaker: re.Pattern[str],
+        expected: str,
+        **about: Any,
+    ) -> Dataset:
+        """Read the utterances of a folder or archive.
+
+        Args:
+            corpus: the folder or archive.
+            parse: gives split and name of an utterance by its path, None for any other file.
+            speaker: a pattern whose first group is the speaker in a name.
+            expected: what would fill every split, in words.
+            about: name and origin of the data.
+        """
+        pieces = list(self._segments(corpus, parse, speaker, expected))
+        mean, std = (0.0, 1.0) if self.mu_law is not None else _statistics(pieces)
+        if self.pcm is not None:
+            mean = 0.0  # levels are symmetric
+
+        def coded(samples: np.ndarray) -> np.ndarray:
+            if self.mu_law is not None:
+                return companding.mu_law(samples, self.mu_law)
+            if self.pcm is not None:
+                return (companding.pcm(samples, self.pcm) / np.float64(std)).astype(np.float32)
+            return (samples - np.float32(mean)) / np.float32(std)
+
+        found = ((split, name, coded(samples)) for split, name, samples in pieces)
+        return Dataset(
+            about["name"],
+            *by_split(found, expected),
+            mean=mean,
+            std=std,
+            kind="mu-law"
+            if self.mu_law is not None
+            else "pcm"
+            if self.pcm is not None
+            else "real",
+            frame_seconds=self.frame / RATE,
+            sample_rate=RATE,
+            origin=about["origin"],
+            bits=self.pcm if self.mu_law is None else self.mu_law,
+        )
+
+    def _segments(
+        self,
+        corpus: Path,
+        parse: Callable[[str], tuple[str, str] | None],
+        speaker: re.Pattern[str],
+        expected: str,
+    ) -> Iterator[Piece]:
+        """Split, name and frames (T, X), int16, of each segment, in the order of the files."""
+        split_of: dict[str, str] = {}
+        for split, name, samples in recordings(corpus, parse, expected, RATE, MAX_BYTES):
+            match = speaker.match(name)
+            assert match is not None  # parse makes names of this form
+            if split_of.setdefault(match[1], split) != split:
+                raise ValueError(
+                    f"the speaker {match[1]!r} is in both {split_of[match[1]]} and {split}; the "
+                    "splits must share no speaker"
+                )
+            if len(samples) < self.frame:
+                raise ValueError(
+                    f"{name} has {len(samples)} samples, fewer than one frame of {self.frame}; "
+                    "remove the file or take shorter frames"
+                )
+            frames = samples[: len(samples) // self.frame * self.frame].reshape(-1, self.frame)
+            uncut = self.segment is None or (self.whole and split == "train")
+            step = len(frames) if uncut or self.segment is None else self.segment
+            for start in range(0, len(frames), step):
+                piece = frames[start : start + step]
+                cut = f"[{start}:{start + len(piece)}]" if len(piece) < len(frames) else ""
+                yield split, name + cut, piece
+
+
+def flac_bits(data: Dataset, split: str = "test") -> float:
+    """Bits a sample that FLAC, a codec without loss, needs for the waveforms of a split.
+
+    Each recording is one file, whose header of some 8,000 bits counts, as users pay for it, too.
+
+    Args:
+        data: levels of samples, ``bits=16``; mu-law levels stand for the nearest sample.
+        split: "train", "valid" or "test".
+
+    Raises:
+        ValueError: other data.
+        ImportError: if soundfile is not installed.
+    """
+    one_of(SPLITS, split=split)
+    if data.bits != 16 or data.sample_rate is None:
+        raise ValueError("data must be speech as levels of 16 bits; read it with pcm=16")
+    sequences = getattr(data, split)
+    files: dict[str, list[np.ndarray]] = {}
+    for i, name in enumerate(sequences.names):  # segments are in the order of the recording
+        samples = data.samples(sequences.sequence(i)).reshape(-1)
+        files.setdefault(name.split("[")[0], []).append(samples)
+    soundfile = optional("soundfile", "audio")
+    size = count = 0
+    for parts in files.values():
+        file, whole = io.BytesIO(), np.concatenate(parts)
+        soundfile.write(file, whole, data.sample_rate, format="FLAC", subtype="PCM_16")
+        size, count = size + len(file.getvalue()), count + len(whole)
+    return 8 * size / count
+
+
+def _statistics(pieces: list[Piece]) -> tuple[float, float]:
+    """Mean and deviation of the training samples, from exact integer sums; 1 for silence."""
+    train = [samples for split, _, samples in pieces if split == "train"]
+    count = sum(samples.size for samples in train) or 1  # an empty split is refused later
+    total = sum(int(samples.sum(dtype=np.int64)) for samples in train)
+    squares = sum(int((samples.astype(np.int64) ** 2).sum()) for samples in train)
+    return total / count, ((squares * count - total**2) ** 0.5 / count) or 1.0
