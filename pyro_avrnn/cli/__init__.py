@@ -8,13 +8,16 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from pyro_avrnn.cli import compare, generate
+from pyro_avrnn.cli import compare, generate, tune
 from pyro_avrnn.cli.comparison import Comparison
 from pyro_avrnn.cli.generate import Generation
 from pyro_avrnn.cli.options import add_options, listed, read
 from pyro_avrnn.cli.rows import ROWS, Training
 from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.cli.tune import Search
 
 _BAD_INPUT = (ArithmeticError, ImportError, NotImplementedError, OSError, TypeError, ValueError)
 _COMPARE = """\
@@ -38,6 +41,10 @@ options of a row, as in 'conditional:weight=0>30@0.5,critic_dim=32' (quote it: >
 a default holds where the row sets nothing else:
 {options}
 """
+_TUNE = """\
+Try the same random candidates for every row, with a seed of their own, and judge them by the
+validation bound. Writes candidates.csv, a table, and rows.txt with the winners, for
+  avrnn compare --rows @runs/tune/rows.txt"""
 _GENERATE = """\
 Draw sequences from a trained model: freely, and after the beginning of a test sequence.
 Speech is written as WAV with spectrograms, piano rolls as MIDI with a picture of them,
@@ -93,10 +100,23 @@ def _parser() -> argparse.ArgumentParser:
         description=_COMPARE,
         epilog=_ROWS.format(rows=rows, options=listed(Training)),
         formatter_class=raw,
+        fromfile_prefix_chars="@",
     )
     add_options(command, Comparison, "what to compare, and where")
     add_options(command, Settings, "models, training and scoring")
     command.set_defaults(call=_compare)
+    command = commands.add_parser(
+        "tune",
+        help="search for the settings of rows, the same search for each",
+        description=_TUNE,
+        epilog="example:\n  avrnn tune --data timit.zip --rows rnn elbo-annealed --trials 8",
+        formatter_class=raw,
+        fromfile_prefix_chars="@",
+    )
+    add_options(command, Search, "the search")
+    add_options(command, Comparison, "rows and data, and where the results go")
+    add_options(command, Settings, "models, training and scoring")
+    command.set_defaults(call=_tune)
     command = commands.add_parser(
         "generate",
         help="draw sequences from a trained row: WAV, MIDI or CSV, and a picture",
@@ -111,8 +131,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compare(args: argparse.Namespace, command: str) -> int:
     comparison = read(Comparison, args)
-    own = {"min_scale": 0.01} if comparison.is_speech else {}
-    return compare.compare(comparison, read(Settings, args, **own), command)
+    return compare.compare(comparison, _settings(args, comparison), command)
+
+
+def _tune(args: argparse.Namespace, command: str) -> int:
+    comparison = read(Comparison, args, out=Path("runs/tune"), first_seed=100)
+    few = {"num_particles": 16}  # the search looks at the validation bound alone
+    return tune.tune(read(Search, args), comparison, _settings(args, comparison, **few), command)
+
+
+def _settings(args: argparse.Namespace, comparison: Comparison, **own: Any) -> Settings:
+    return read(Settings, args, **own, **({"min_scale": 0.01} if comparison.is_speech else {}))
 
 
 def _generate(args: argparse.Namespace, command: str) -> int:

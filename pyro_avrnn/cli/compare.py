@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -34,11 +34,27 @@ _worker: dict[str, Any] = {}  # of a worker process: its data, and the steps don
 def compare(comparison: Comparison, settings: Settings, command: str) -> int:
     """Train and evaluate every row with every seed, write the output folder, print one table.
 
+    Arguments, status and errors are those of :func:`run_rows`.
+    """
+    return run_rows(comparison.trainings(), comparison, settings, command, report.write)
+
+
+def run_rows(
+    trainings: list[Training],
+    comparison: Comparison,
+    settings: Settings,
+    command: str,
+    finish: Callable[[Path, list[Result], Dataset], None],
+) -> int:
+    """Train and evaluate every row with every seed, and write the output folder.
+
     Args:
-        comparison: what to compare, on which data, and where the results go. With its
-            ``overwrite``, earlier results are set aside as ``results.previous.json``.
+        trainings: the rows.
+        comparison: on which data, and where the results go. With its ``overwrite``, earlier
+            results are set aside as ``results.previous.json``.
         settings: shared by all trainings.
         command: as the user gave it, for the report.
+        finish: writes what is derived from the results in the folder.
 
     Returns:
         The exit status: 0, 1 if a training stopped early, 130 if interrupted.
@@ -48,7 +64,7 @@ def compare(comparison: Comparison, settings: Settings, command: str) -> int:
     """
     if comparison.resume and comparison.overwrite:
         raise ValueError("--resume keeps what --overwrite starts anew; give one of them")
-    trainings, out = comparison.trainings(), comparison.out
+    out = comparison.out
     dataset = data.load(comparison.data, **comparison.reader_options(settings))
     _check_parts(trainings, dataset, settings)
     shared = _shared(comparison, settings, dataset, command)
@@ -58,7 +74,7 @@ def compare(comparison: Comparison, settings: Settings, command: str) -> int:
         results = resumed(out, facts) if comparison.resume else emptied(out, comparison.overwrite)
         (out / "rows").mkdir(exist_ok=True)
         write_json(out / "rows" / "settings.json", facts)
-        return _run(trainings, comparison, settings, dataset, results, shared)
+        return _run(trainings, comparison, settings, dataset, results, shared, finish)
 
 
 def _run(
@@ -68,6 +84,7 @@ def _run(
     dataset: Dataset,
     results: list[Result],
     shared: dict[str, Any],
+    finish: Callable[[Path, list[Result], Dataset], None],
 ) -> int:
     """Train what is missing, write each result as it comes, then the report."""
     out = comparison.out
@@ -87,7 +104,7 @@ def _run(
         return 130
     _write(out, results, trainings)
     try:
-        report.write(out, results, dataset)
+        finish(out, results, dataset)
     except Exception as error:  # noqa: BLE001 - whatever it is, the numbers are on disk
         raise ValueError(
             f"the report failed ({type(error).__name__}: {error}); all results are in "

@@ -27,6 +27,11 @@ class Comparison:
         "frames in a segment: speech is cut everywhere (default: 100), piano rolls for training "
         "only (default: no cuts)",
     )
+    transpose: int | None = option(
+        None,
+        "piano rolls: move each training piece by up to this many semitones, anew in each epoch",
+        "at least 1",
+    )
     frame: int | None = option(None, "speech: samples in a frame (default: 200)")
     pcm: int | None = option(
         None, "speech: score samples as linear levels of this many bits (default: densities)"
@@ -67,16 +72,17 @@ class Comparison:
 
     def reader_options(self, settings: Settings) -> dict[str, Any]:
         """What ``data.load`` takes; an option of other data raises ``ValueError``."""
-        names = ("segment", "frame", "pcm", "mu_law")
+        names = ("segment", "transpose", "frame", "pcm", "mu_law")
         chosen = given(**{name: getattr(self, name) for name in names})
-        if self.is_speech:
-            whole = {} if settings.window is None else {"whole": True}
-            return {"segment": 100, **whole} | chosen
-        speech = "speech (TIMIT, LibriSpeech)"
-        kinds = dict.fromkeys(names, speech) | {"segment": f"{speech} and piano rolls (.mat)"}
-        allowed = ["segment"] if self.data.lower().endswith(".mat") else []
+        speech, rolls = "speech (TIMIT, LibriSpeech)", "piano rolls (.mat)"
+        kinds = dict.fromkeys(names, speech)
+        kinds |= {"segment": f"{speech} and {rolls}", "transpose": rolls}
+        found = speech if self.is_speech else rolls if self.data.lower().endswith(".mat") else "-"
         for name in chosen:
-            if name not in allowed:
+            if found not in kinds[name]:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} is for {kinds[name]}, got --data {self.data}")
-        return chosen
+        if not self.is_speech:
+            return chosen
+        whole = {} if settings.window is None else {"whole": True}
+        return {"segment": 100, **whole, **chosen}

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -181,11 +181,16 @@ def validation_bound(result: Result) -> float:
 
 def table(results: Sequence[Result]) -> str:
     """Markdown: one line a row, mean and standard deviation over seeds, nats per frame."""
-    lines = _lines(results)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    body = "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
-    return body + "\n\n" + "\n".join(f"* {note}" for note in _notes(results))
+    head, *lines = _lines(results)
+    return markdown(head, lines) + "\n\n" + "\n".join(f"* {note}" for note in _notes(results))
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """A table, its columns aligned."""
+    cells = [list(head), *([str(cell) for cell in line] for line in lines)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells)
 
 
 def _lines(results: Sequence[Result]) -> list[list[str]]:

@@ -136,6 +136,7 @@ def _train(
                 bucket=settings.batches.startswith("sorted"),
                 window=settings.window,
                 even=not settings.batches.endswith("rest"),
+                augment=data.augment,
             ),
             steps=settings.steps,
             truncate=settings.truncate,

@@ -18,7 +18,7 @@ from torch import Tensor
 from inference.protocols import of_kind, one_of
 from pyro_avrnn.data._checks import Numbers, plain
 from pyro_avrnn.data.companding import level_of, mu_law_decode, pcm_decode
-from pyro_avrnn.data.sequences import Sequences
+from pyro_avrnn.data.sequences import Augment, Sequences
 
 SPLITS = ("train", "valid", "test")
 _FLOAT32 = torch.finfo(torch.float32).eps
@@ -40,6 +40,7 @@ class Dataset:
         sample_rate: in hertz, where a frame is a piece of waveform, else None.
         origin: who made the data, from where, under which licence, as far as known.
         bits: from 1 to 16 for mu-law and pcm data, else None.
+        augment: of training pieces, for ``Batches(augment=data.augment)``; None for none.
 
     Raises:
         ValueError: an unknown kind, bits that do not go with it, or splits of unequal X.
@@ -56,6 +57,7 @@ class Dataset:
     sample_rate: int | None = None
     origin: str = ""
     bits: int | None = None
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         one_of(("real", "binary", "mu-law", "pcm"), kind=self.kind)

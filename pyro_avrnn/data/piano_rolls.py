@@ -5,10 +5,13 @@ matrix (T, 88) of 0 and 1, the keys sounding at each step (column 0 is MIDI note
 that of Boulanger-Lewandowski, Bengio and Vincent (2012), https://arxiv.org/abs/1206.6392.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from inference.protocols import counts, given
 from pyro_avrnn.data._checks import decoding, naming, reading
@@ -18,7 +21,36 @@ from pyro_avrnn.data.sequences import Sequences
 _EXPECTED = "a MATLAB 5 file with the cell arrays traindata, validdata and testdata"
 
 
-def piano_rolls(path: str | Path, *, segment: int | None = None) -> Dataset:
+@dataclass(frozen=True)
+class Transpose:
+    """Moves a piano roll by a random number of semitones, alike in all its steps.
+
+    Source: Walder (2016), https://arxiv.org/abs/1606.01368, who takes training pieces through all
+    keys.
+
+    Args:
+        most: semitones up or down, at most; fewer where a note would leave the keyboard.
+    """
+
+    most: int
+
+    def __post_init__(self) -> None:
+        counts(1, most=self.most)
+
+    def __call__(self, roll: Tensor, generator: torch.Generator) -> Tensor:
+        """Another roll ``(T, K)``."""
+        drawn = torch.randint(-self.most, self.most + 1, (), generator=generator)
+        keys = roll.any(dim=0).nonzero()
+        if not len(keys):
+            return roll
+        lowest, highest = int(keys[0]), int(keys[-1])
+        shift = min(max(int(drawn), -lowest), roll.shape[1] - 1 - highest)
+        return roll.roll(shift, dims=1)
+
+
+def piano_rolls(
+    path: str | Path, *, segment: int | None = None, transpose: int | None = None
+) -> Dataset:
     """Read a ``.mat`` file of piano rolls; ``kind`` is "binary", the values stay 0 and 1.
 
     Args:
@@ -26,6 +58,8 @@ def piano_rolls(path: str | Path, *, segment: int | None = None) -> Dataset:
         segment: training pieces are cut into segments of at most so many steps; validation and
             test pieces stay whole, so that their numbers compare with published ones. None cuts
             none.
+        transpose: training pieces are to be moved by up to so many semitones, anew in each epoch,
+            by ``Batches(data.train, augment=data.augment)``; None moves none.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -33,7 +67,7 @@ def piano_rolls(path: str | Path, *, segment: int | None = None) -> Dataset:
     """
     from scipy.io import loadmat
 
-    counts(1, **given(segment=segment))
+    counts(1, **given(segment=segment, transpose=transpose))
     with reading(path, _EXPECTED) as file:
         with decoding(_EXPECTED), file.open("rb") as opened:
             content = loadmat(opened)
@@ -44,6 +78,7 @@ def piano_rolls(path: str | Path, *, segment: int | None = None) -> Dataset:
             valid,
             test,
             kind="binary",
+            augment=None if transpose is None else Transpose(transpose),
             origin=f"{file.name}: piano rolls in the split of Boulanger-Lewandowski et al. (2012)",
         )
 

@@ -4,7 +4,7 @@ Data is ``(N, T, X)`` with a prefix mask ``(N, T)``, True = observed; padding is
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,6 +181,7 @@ def _cut(data: Sequences, pieces: "Sequence[Piece]") -> tuple[Tensor, Tensor]:
 
 
 Piece = tuple[int, int, int]  # a sequence, its first step, the step after its last
+Augment = Callable[[Tensor, torch.Generator], Tensor]  #: a piece (T, X) -> another of that shape
 
 
 class Batches:
@@ -203,6 +204,8 @@ class Batches:
             half of it. None cuts none.
         even: batches differ by at most one sequence. False makes full ones, and a smaller one of
             the rest, whose gradient weighs as much as theirs.
+        augment: changes every piece ``(T, X)``, given a generator to draw from, as
+            ``data.augment`` of a music reader does.
 
     Attributes:
         epoch: number of the epoch that the next ``iter()`` starts; set it to resume a run.
@@ -222,12 +225,15 @@ class Batches:
         *,
         window: int | None = None,
         even: bool = True,
+        augment: Augment | None = None,
     ) -> None:
+        of_kind(Callable, "a function of a piece and a generator", **given(augment=augment))
         of_kind(Sequences, "Sequences, such as data.train", data=data)
         counts(1, batch_size=batch_size, **given(window=window))
         counts(0, seed=seed)
         self.data, self.batch_size, self.seed = data, batch_size, seed
-        self.bucket, self.window, self.even, self.epoch = bucket, window, even, 0
+        self.bucket, self.window, self.even, self.augment = bucket, window, even, augment
+        self.epoch = 0
 
     def __len__(self) -> int:
         """Batches in the next epoch."""
@@ -246,7 +252,16 @@ class Batches:
         count = math.ceil(len(pieces) / self.batch_size)
         batches = order.tensor_split(count) if self.even else order.split(self.batch_size)
         turns = torch.randperm(len(batches), generator=generator).tolist()
-        return (_cut(self.data, [pieces[i] for i in batches[turn].tolist()]) for turn in turns)
+        return (
+            self._batch([pieces[i] for i in batches[turn].tolist()], generator) for turn in turns
+        )
+
+    def _batch(self, pieces: list[Piece], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x, mask = _cut(self.data, pieces)
+        if self.augment is not None:
+            for i, length in enumerate(mask.sum(dim=-1).tolist()):
+                x[i, :length] = self.augment(x[i, :length], generator)
+        return x, mask
 
     def _generator(self) -> torch.Generator:
         # SeedSequence keeps (seed 0, epoch 1) and (seed 1, epoch 0) apart; a sum would not

@@ -1,0 +1,184 @@
+"""``avrnn tune``: the same random search for every row, judged on validation sequences."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from inference.files import write_csv, write_text
+from pyro_avrnn.cli.compare import run_rows
+from pyro_avrnn.cli.comparison import Comparison
+from pyro_avrnn.cli.options import option, options_of
+from pyro_avrnn.cli.report import markdown, validation_bound
+from pyro_avrnn.cli.rows import Training, parse
+from pyro_avrnn.cli.runs import Result
+from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.data import Dataset
+from pyro_avrnn.data._checks import optional
+
+#: options that a row without latents does not have
+_OF_LATENTS = ("kl", "guide", "prior", "z_dim", "bound", "particles", "prior_gradient")
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where the search looks, and how long."""
+
+    trials: int = option(12, "candidates for each row, the same for all", "at least 1")
+    space: tuple[str, ...] = option(
+        (
+            "lr=0.0003~0.01",
+            "clip_norm=none|10x|1x",
+            "kl=0>1@0.1|0>1@0.25|0>1@0.5",
+            "batch_size=16|32|64",
+            "dropout=0|0.1",
+            "guide=filtering|smoothing",
+        ),
+        "options of a row and their values: low~high, drawn on a log scale, or a|b|c; a row that "
+        "sets an option itself, or lacks it, keeps its own",
+    )
+
+
+def tune(search: Search, comparison: Comparison, settings: Settings, command: str) -> int:
+    """Try candidates of every row, write the winners; the exit status is that of ``compare``.
+
+    Args:
+        search: space and number of candidates.
+        comparison: rows and data; its first seed is that of the search, too.
+        settings: shared by all trainings.
+        command: as the user gave it, for the report.
+
+    Raises:
+        ValueError, OSError: bad input, in one sentence.
+        ImportError: optuna is not installed.
+    """
+    studies = _Studies(search, comparison)
+
+    def finish(out: Path, results: list[Result], _: Dataset) -> None:
+        studies.tell(results, comparison)
+        written = studies.write(out, results, command)
+        print("\nwritten: " + ", ".join(map(str, written)))
+
+    trainings = [parse(label) for label in studies.candidates]
+    settings = replace(settings, split="valid")
+    return run_rows(trainings, comparison, settings, command, finish)
+
+
+class _Studies:
+    """One study of optuna a row; all of them draw the same numbers."""
+
+    def __init__(self, search: Search, comparison: Comparison) -> None:
+        self.optuna = optional("optuna", "tune")
+        self.optuna.logging.set_verbosity(logging.WARNING)
+        space = dict(map(self._dimension, search.space))
+        self.candidates: dict[str, tuple[str, int]] = {}  # row and number, by the label
+        self.chosen: dict[str, dict[str, str]] = {}  # what the search set, by the label
+        self.studies: dict[str, Any] = {}
+        self.trials: dict[str, Any] = {}  # by the label
+        for row in comparison.trainings():
+            sampler = self.optuna.samplers.RandomSampler(seed=comparison.first_seed)
+            study = self.optuna.create_study(sampler=sampler, direction="maximize")
+            self.studies[row.label] = study
+            for number in range(search.trials):
+                trial = study.ask(space)  # all of the space, so that rows stay in step
+                texts = {k: _text(v) for k, v in trial.params.items() if _applies(row, k)}
+                label = _with(row, texts)
+                self.chosen[label] = texts
+                self.candidates.setdefault(label, (row.label, number))
+                self.trials.setdefault(label, trial)
+
+    def _dimension(self, text: str) -> tuple[str, Any]:
+        """An option and its distribution."""
+        name, equals, values = text.partition("=")
+        if name not in options_of(Training) or not equals or not values:
+            raise ValueError(
+                f"--space must hold options of a row such as lr=0.001~0.01 or dropout=0|0.1, got "
+                f"{text!r}"
+            )
+        low, tilde, high = values.partition("~")
+        if not tilde:
+            return name, self.optuna.distributions.CategoricalDistribution(values.split("|"))
+        try:
+            return name, self.optuna.distributions.FloatDistribution(
+                float(low), float(high), log=True
+            )
+        except ValueError:
+            raise ValueError(
+                f"--space {name} must be low~high with 0 < low < high, got {values}"
+            ) from None
+
+    def tell(self, results: list[Result], comparison: Comparison) -> None:
+        """Give the studies their values: the mean bound over seeds."""
+        for label, trial in self.trials.items():
+            row, _ = self.candidates[label]
+            bounds = [_bound(r) for r in results if r["row"] == label]
+            if bounds and len(bounds) == comparison.seeds:
+                mean = sum(bounds) / len(bounds)
+                trial.set_user_attr("row", label)
+                self.studies[row].tell(trial, mean if math.isfinite(mean) else -1e30)
+
+    def write(self, out: Path, results: list[Result], command: str) -> list[Path]:
+        """All candidates as CSV, the winners as a table and as rows for ``avrnn compare``."""
+        records = []
+        for label, (row, number) in self.candidates.items():
+            for r in (r for r in results if r["row"] == label):
+                records.append(
+                    {
+                        "row": row,
+                        "candidate": number,
+                        "seed": r["seed"],
+                        **self.chosen[label],
+                        "validation": _bound(r),
+                        "best_step": r.get("best_step"),
+                        "still_rising": r.get("still_rising"),
+                        "clipped_share": r.get("clipped_share"),
+                        "seconds": r.get("seconds"),
+                        "commit": r["commit"],
+                        "written": label,
+                    }
+                )
+        write_csv(out / "candidates.csv", records)
+        winners = {row: study.best_trial for row, study in self.studies.items() if study.trials}
+        lines = [
+            (
+                f"`{best.user_attrs['row']}`",
+                f"{best.value:.3f}",
+                f"{median([r['validation'] for r in records if r['row'] == row]):.3f}",
+                len({r["candidate"] for r in records if r["row"] == row}),
+            )
+            for row, best in winners.items()
+        ]
+        head = ["winner of each row", "validation bound", "median of the row", "candidates"]
+        text = f"{markdown(head, lines)}\n\n* Made by `{command}`."
+        print(text)
+        write_text(out / "table.md", text + "\n")
+        rows = "".join(f"{best.user_attrs['row']}\n" for best in winners.values())
+        write_text(out / "rows.txt", rows)
+        return [out / "candidates.csv", out / "table.md", out / "rows.txt"]
+
+
+def _applies(row: Training, name: str) -> bool:
+    """Whether the search may set this option of a row."""
+    if row.schedule == "none" and name in _OF_LATENTS:
+        return False
+    if name == "kl" and not isinstance(row.kl, tuple):
+        return False  # a row that has no ramp by its name has none to tune
+    given = (pair.partition("=")[0] for pair in row.label.partition(":")[2].split(","))
+    return name not in given
+
+
+def _text(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def _with(row: Training, options: Mapping[str, str]) -> str:
+    """The row with further options, in the notation."""
+    pairs = ",".join(f"{name}={text}" for name, text in options.items())
+    return row.label + ("," if ":" in row.label else ":") * bool(pairs) + pairs
+
+
+def _bound(result: Result) -> float:
+    return -math.inf if result["error"] else validation_bound(result)
