@@ -3,9 +3,12 @@
 import math
 import warnings
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
+
+from torch import Tensor
 
 from inference.protocols import at_least, counts, given
 
@@ -69,6 +72,12 @@ class Clipper:
     def share(self) -> float:
         """Of the last hundred steps that were cut."""
         return sum(factor < 1.0 for factor in self.factors) / max(len(self.factors), 1)
+
+    def clip_in_place(self, norm: float, gradients: Iterable[Tensor]) -> None:
+        """Shorten the gradients of a step, whose norm together is ``norm``, where it is due."""
+        if (factor := self.factor(norm)) < 1.0:
+            for gradient in gradients:
+                gradient.mul_(factor)
 
     def factor(self, norm: float) -> float:
         """What the gradient of a step is multiplied by, at most 1."""

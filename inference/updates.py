@@ -63,25 +63,21 @@ def svi_step(
             "Where it had gone well till then, try a smaller learning rate or gradient clipping "
             "(clip_norm)"
         ) from error
-    captured = _captured(capture)
-    parameters = list(dict.fromkeys(captured.values()))
+    parameters = list(dict.fromkeys((captured := _captured(capture)).values()))
     terms = {name: float(value) for name, value in getattr(svi.loss, "terms", {}).items()}
     row = {"loss": torch_item(loss) / frames, **terms}
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients).item() / frames
+    norm = _norm(gradients, frames)
     _require_finite(row, norm, step, parameters)
     row |= _norms_by_part(captured, frames) if by_part else {}
-    if (factor := clipper.factor(norm)) < 1.0:
-        for gradient in gradients:
-            gradient.mul_(factor)
+    clipper.clip_in_place(norm, gradients)
     if lr_factor is not None:
         _scale_lr(svi, parameters, lr_factor)
     svi.optim(parameters)
     if isinstance(svi.optim, PyroLRScheduler):
         svi.optim.step()
     zero_grads(parameters)
-    row |= {"gradient_norm": norm, "clipped_share": clipper.share}
-    return row
+    return row | {"gradient_norm": norm, "clipped_share": clipper.share}
 
 
 def observed_frames(batch: tuple[Any, ...]) -> float:
@@ -123,8 +119,11 @@ def _norms_by_part(parameters: dict[str, Tensor], frames: float) -> dict[str, fl
         part = program if program == "guide" or not path else path.split(".")[0]
         if p.grad is not None:
             parts.setdefault(f"gradient_norm_{part}", []).append(p.grad)
-    norm = torch.nn.utils.get_total_norm
-    return {part: norm(gradients).item() / frames for part, gradients in parts.items()}
+    return {part: _norm(gradients, frames) for part, gradients in parts.items()}
+
+
+def _norm(gradients: list[Tensor], frames: float) -> float:
+    return torch.nn.utils.get_total_norm(gradients).item() / frames
 
 
 def _scale_lr(svi: SVI, parameters: Iterable[Tensor], factor: float) -> None:

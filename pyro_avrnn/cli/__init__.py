@@ -92,40 +92,18 @@ def _parser() -> argparse.ArgumentParser:
         description="Train, compare and sample latent-variable models of sequences.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    raw = argparse.RawDescriptionHelpFormatter
-    rows = "\n".join(f"  {name:<24}{training.summary}" for name, training in ROWS.items())
-    command = commands.add_parser(
-        "compare",
-        help="train several rows on one data set and compare them",
-        description=_COMPARE,
-        epilog=_ROWS.format(rows=rows, options=listed(Training)),
-        formatter_class=raw,
-        fromfile_prefix_chars="@",
-    )
-    add_options(command, Comparison, "what to compare, and where")
-    add_options(command, Settings, "models, training and scoring")
-    command.set_defaults(call=_compare)
-    command = commands.add_parser(
-        "tune",
-        help="search for the settings of rows, the same search for each",
-        description=_TUNE,
-        epilog="example:\n  avrnn tune --data timit.zip --rows rnn elbo-annealed --trials 8",
-        formatter_class=raw,
-        fromfile_prefix_chars="@",
-    )
-    add_options(command, Search, "the search")
-    add_options(command, Comparison, "rows and data, and where the results go")
-    add_options(command, Settings, "models, training and scoring")
-    command.set_defaults(call=_tune)
-    command = commands.add_parser(
-        "generate",
-        help="draw sequences from a trained row: WAV, MIDI or CSV, and a picture",
-        description=_GENERATE,
-        epilog="example:\n  avrnn generate runs/music --data JSB_Chorales.mat --count 3",
-        formatter_class=raw,
-    )
-    add_options(command, Generation, "what to draw")
-    command.set_defaults(call=_generate)
+    for name, (call, words, text, epilog, options) in _commands().items():
+        command = commands.add_parser(
+            name,
+            help=words,
+            description=text,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            fromfile_prefix_chars="@",
+        )
+        command.set_defaults(call=call)
+        for title, cls in options.items():
+            add_options(command, cls, title)
     return parser
 
 
@@ -148,3 +126,35 @@ def _generate(args: argparse.Namespace, command: str) -> int:
     files = generate.generate_files(read(Generation, args))
     print("written: " + ", ".join(map(str, files)))
     return 0
+
+
+def _commands() -> dict[str, tuple[Any, str, str, str, dict[str, type]]]:
+    """Call, help, description, epilog and groups of options, by name."""
+    rows = "\n".join(f"  {name:<24}{training.summary}" for name, training in ROWS.items())
+    compared: dict[str, type] = {
+        "what to compare, and where": Comparison,
+        "models, training and scoring": Settings,
+    }
+    return {
+        "compare": (
+            _compare,
+            "train several rows on one data set and compare them",
+            _COMPARE,
+            _ROWS.format(rows=rows, options=listed(Training)),
+            compared,
+        ),
+        "tune": (
+            _tune,
+            "search for the settings of rows, the same search for each",
+            _TUNE,
+            "example:\n  avrnn tune --data timit.zip --rows rnn elbo-annealed --trials 8",
+            {"the search": Search, **compared},
+        ),
+        "generate": (
+            _generate,
+            "draw sequences from a trained row: WAV, MIDI or CSV, and a picture",
+            _GENERATE,
+            "example:\n  avrnn generate runs/music --data JSB_Chorales.mat --count 3",
+            {"what to draw": Generation},
+        ),
+    }

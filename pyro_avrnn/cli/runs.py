@@ -25,7 +25,7 @@ from inference import (
 )
 from inference.checkpoints import Checkpointing
 from inference.information import LEAST_SEQUENCES
-from inference.training import Records, fit
+from inference.training import History, Records, fit
 from inference.validation import Validation
 from pyro_avrnn import recipes
 from pyro_avrnn.cli.parts import Parts, build
@@ -129,15 +129,7 @@ def _train(
     try:
         history = fit(
             SVI(recipe.model, recipe.guide, parts.optimiser, parts.objective),
-            Batches(
-                data.train,
-                settings.batch_size,
-                seed,
-                bucket=settings.batches.startswith("sorted"),
-                window=settings.window,
-                even=not settings.batches.endswith("rest"),
-                augment=data.augment,
-            ),
+            _batches(data, settings, seed),
             steps=settings.steps,
             truncate=settings.truncate,
             hooks=parts.hooks,
@@ -155,13 +147,32 @@ def _train(
         return {}, str(error)
     finally:
         recipes.save(recipe, folder / "parameters.pt")
-    rows = history.rows
-    norms = [name for name in rows[-1] if name.startswith("gradient_norm_")]
     return {
         "best_step": history.best_step,
         f"validation_{settings.validate_by}_per_frame": history.best_bound,
         "steps": history.steps,
         "seconds": round(history.seconds, 1),
+        **_learning(history, settings),
+    }, None
+
+
+def _batches(data: Dataset, settings: Settings, seed: int) -> Batches:
+    return Batches(
+        data.train,
+        settings.batch_size,
+        seed,
+        bucket=settings.batches.startswith("sorted"),
+        window=settings.window,
+        even=not settings.batches.endswith("rest"),
+        augment=data.augment,
+    )
+
+
+def _learning(history: History, settings: Settings) -> dict[str, Any]:
+    """Whether the training came to its end, and what held it back."""
+    rows = history.rows
+    norms = [name for name in rows[-1] if name.startswith("gradient_norm_")]
+    return {
         "rise": rise(rows),
         "still_rising": history.steps == settings.steps and still_rising(rows),
         "clipped_share": fmean(row["clipped_share"] for row in rows),
@@ -169,7 +180,7 @@ def _train(
             name.removeprefix("gradient_norm_"): median(row[name] for row in rows if name in row)
             for name in ("gradient_norm", *norms)
         },
-    }, None
+    }
 
 
 def _validation(

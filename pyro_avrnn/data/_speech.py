@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,18 @@ from pyro_avrnn.data._audio import recordings
 from pyro_avrnn.data._checks import optional
 from pyro_avrnn.data.dataset import SPLITS, Dataset, Piece, by_split
 
-RATE = 16_000
-MAX_BYTES = 64 * 2**20  # half an hour of audio: no utterance is that long, a hostile zip may be
+_RATE = 16_000
+_MAX_BYTES = 64 * 2**20  # half an hour of audio: no utterance is that long, a hostile zip may be
+
+
+class Corpus(NamedTuple):
+    """What a reader knows of its corpus."""
+
+    name: str
+    parse: Callable[[str], tuple[str, str] | None]  # split and name of an utterance by its path
+    speaker: re.Pattern[str]  # whose first group is the speaker in a name
+    expected: str  # what would fill every split, in words
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -36,24 +46,9 @@ class Framing:
         if self.mu_law is not None and self.pcm is not None:
             raise ValueError("mu_law and pcm are two ways to code a sample; give one of them")
 
-    def dataset(
-        self,
-        corpus: Path,
-        parse: Callable[[str], tuple[str, str] | None],
-        speaker: re.Pattern[str],
-        expected: str,
-        **about: Any,
-    ) -> Dataset:
-        """Read the utterances of a folder or archive.
-
-        Args:
-            corpus: the folder or archive.
-            parse: gives split and name of an utterance by its path, None for any other file.
-            speaker: a pattern whose first group is the speaker in a name.
-            expected: what would fill every split, in words.
-            about: name and origin of the data.
-        """
-        pieces = list(self._segments(corpus, parse, speaker, expected))
+    def read(self, corpus: Path, of: Corpus) -> Dataset:
+        """Read the utterances of a folder or archive."""
+        pieces = list(self._segments(corpus, of))
         mean, std = (0.0, 1.0) if self.mu_law is not None else _statistics(pieces)
         if self.pcm is not None:
             mean = 0.0  # levels are symmetric
@@ -67,8 +62,8 @@ class Framing:
 
         found = ((split, name, coded(samples)) for split, name, samples in pieces)
         return Dataset(
-            about["name"],
-            *by_split(found, expected),
+            of.name,
+            *by_split(found, of.expected),
             mean=mean,
             std=std,
             kind="mu-law"
@@ -76,23 +71,17 @@ class Framing:
             else "pcm"
             if self.pcm is not None
             else "real",
-            frame_seconds=self.frame / RATE,
-            sample_rate=RATE,
-            origin=about["origin"],
+            frame_seconds=self.frame / _RATE,
+            sample_rate=_RATE,
+            origin=f"{corpus.name}: {of.origin}",
             bits=self.pcm if self.mu_law is None else self.mu_law,
         )
 
-    def _segments(
-        self,
-        corpus: Path,
-        parse: Callable[[str], tuple[str, str] | None],
-        speaker: re.Pattern[str],
-        expected: str,
-    ) -> Iterator[Piece]:
+    def _segments(self, corpus: Path, of: Corpus) -> Iterator[Piece]:
         """Split, name and frames (T, X), int16, of each segment, in the order of the files."""
         split_of: dict[str, str] = {}
-        for split, name, samples in recordings(corpus, parse, expected, RATE, MAX_BYTES):
-            match = speaker.match(name)
+        for split, name, samples in recordings(corpus, of.parse, of.expected, _RATE, _MAX_BYTES):
+            match = of.speaker.match(name)
             assert match is not None  # parse makes names of this form
             if split_of.setdefault(match[1], split) != split:
                 raise ValueError(

@@ -20,7 +20,7 @@ from typing import Any
 
 from pyro_avrnn.data._audio import entries
 from pyro_avrnn.data._checks import reading
-from pyro_avrnn.data._speech import Framing
+from pyro_avrnn.data._speech import Corpus, Framing
 from pyro_avrnn.data.dataset import Dataset
 
 _EXPECTED = "a folder or .zip with files READER-CHAPTER-UTTERANCE.flac"
@@ -48,14 +48,10 @@ def librispeech(path: str | Path, **framing: Any) -> Dataset:
     """
     framed = Framing(**framing)
     with reading(path, _EXPECTED, folder=True) as corpus:
-        return framed.dataset(
-            corpus,
-            partial(_parse, split_of=_splits(corpus)),
-            _SPEAKER,
-            f"{_EXPECTED} of at least five readers, or the folders train-, dev- and test-",
-            name="librispeech",
-            origin=f"{corpus.name}: LibriSpeech (c) 2014 by Vassil Panayotov, CC BY 4.0",
-        )
+        parse = partial(_parse, split_of=_splits(corpus))
+        expected = f"{_EXPECTED} of at least five readers, or the folders train-, dev- and test-"
+        origin = "LibriSpeech (c) 2014 by Vassil Panayotov, CC BY 4.0"
+        return framed.read(corpus, Corpus("librispeech", parse, _SPEAKER, expected, origin))
 
 
 def holds_librispeech(path: str | Path) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_avrnn.data._checks import reading
-from pyro_avrnn.data._speech import Framing
+from pyro_avrnn.data._speech import Corpus, Framing
 from pyro_avrnn.data.dataset import Dataset
 
 _EXPECTED = (
@@ -24,7 +24,6 @@ _EXPECTED = (
 )
 _FLAT = re.compile(r"(?:.*/)?dr([1-8])-([a-z0-9]+)/([a-z0-9]+)\.wav", re.IGNORECASE)
 _LDC = re.compile(r"(?:.*/)?(train|test)/dr([1-8])/([a-z0-9]+)/([a-z0-9]+)\.wav", re.IGNORECASE)
-_SPEAKER = re.compile(r"dr[1-8]-([a-z0-9]+)/")
 
 
 def timit(path: str | Path, **framing: Any) -> Dataset:
@@ -53,15 +52,7 @@ def timit(path: str | Path, **framing: Any) -> Dataset:
     """
     framed = Framing(**framing)
     with reading(path, _EXPECTED, folder=True) as corpus:
-        return framed.dataset(
-            corpus,
-            _parse,
-            _SPEAKER,
-            f"{_EXPECTED}, all dialect regions",
-            name="timit",
-            origin=f"{corpus.name}: TIMIT acoustic-phonetic corpus, "
-            "(c) 1993 Linguistic Data Consortium",
-        )
+        return framed.read(corpus, _CORPUS)
 
 
 def _parse(file: str) -> tuple[str, str] | None:
@@ -75,3 +66,12 @@ def _parse(file: str) -> tuple[str, str] | None:
     else:
         return None
     return split, f"dr{region}-{speaker}/{sentence}"
+
+
+_CORPUS = Corpus(
+    "timit",
+    _parse,
+    re.compile(r"dr[1-8]-([a-z0-9]+)/"),
+    f"{_EXPECTED}, all dialect regions",
+    "TIMIT acoustic-phonetic corpus, (c) 1993 Linguistic Data Consortium",
+)

@@ -6,8 +6,9 @@ import torch
 
 from pyro_avrnn import data
 from pyro_avrnn.cli import compare
+from pyro_avrnn.cli.comparison import Comparison
 from pyro_avrnn.cli.runs import Task, run
-from pyro_avrnn.cli.settings import Comparison, Settings
+from pyro_avrnn.cli.settings import Settings
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import torch
 
 from pyro_avrnn import data, recipes
 from pyro_avrnn.cli import compare, main
+from pyro_avrnn.cli.comparison import Comparison
 from pyro_avrnn.cli.rows import parse
 from pyro_avrnn.cli.runs import Task, row_folder, run
-from pyro_avrnn.cli.settings import Comparison, Settings
+from pyro_avrnn.cli.settings import Settings
 from pyro_avrnn.data import Dataset
 
 SETTINGS: dict[str, Any] = {"steps": 9, "validate_every": 3, "h_dim": 8, "z_dim": 2}
@@ -99,7 +100,10 @@ def same_files(a: Path, b: Path) -> bool:
     ("text", "changes"),
     [
         ("rnn", {}),
-        ("elbo-annealed", {"lr_decay": True, "weight_decay": 0.01}),
+        (
+            "elbo-annealed",
+            {"lr_decay": "cosine", "lr_warmup": 0.1, "weight_decay": 0.01, "average": 0.9},
+        ),
         ("iwae:dropout=0.3", {"validate_by": "fivo"}),
         ("fivo", {"validate_by": "fivo", "patience": 2}),
         ("conditional", {}),

@@ -183,11 +183,11 @@ def test_baseline_of_levels_counted_by_hand() -> None:
 @pytest.mark.parametrize(
     ("kind", "bits", "words"),
     [
-        ("mu-law", None, "bits must be from 1 to 16 for data of kind 'mu-law'"),
+        ("mu-law", None, "bits must be from 1 to 16 for levels ('mu-law', 'pcm')"),
         ("mu-law", 17, "got 17 for kind 'mu-law'"),
         ("real", 16, "None for others, got 16 for kind 'real'"),
         ("binary", 8, "None for others, got 8 for kind 'binary'"),
-        ("mulaw", 8, "kind must be 'real', 'binary' or 'mu-law', got 'mulaw'"),
+        ("mulaw", 8, "kind must be one of real, binary, mu-law, pcm, got 'mulaw'"),
     ],
 )
 def test_bits_go_with_levels_and_with_nothing_else(
