@@ -8,7 +8,7 @@ TIMIT ?= $(PYRO_AVRNN_DATA)/timit.zip
 STUDY := $(BIN)/python examples/studies
 
 .PHONY: help demo test lint lint-format lint-rules lint-types lint-sizes hooks compare figures faults shrink clean \
-	vowels timit tune-vowels tune-timit exact tune-music music music-models speech digits images \
+	handbrakes vowels timit tune-vowels tune-timit exact tune-music music music-models speech digits images \
 	zoo swap benchmark
 
 help:  ## this list
@@ -102,6 +102,16 @@ timit: .venv/.installed  ## every way of training on TIMIT, 3 seeds
 	$(BIN)/avrnn compare $(SPEECH) --seeds 3 --out examples/results/timit \
 		--rows $(call quoted,rnn elbo elbo-annealed $(firstword $(PAPER)) $(lastword $(PAPER)) conditional:weight=30 \
 		joint:weight=30 conditional+kl:weight=0>1@0.5 joint+kl:weight=0>100@0.5)
+
+# What held the trainings back: the order and size of batches, the bound on the gradient, the learning rate.
+BRAKES := $(foreach c,5 none,$(foreach b,sorted-rest shuffled-rest sorted shuffled,batches=$(b),clip_norm=$(c))) \
+	clip_norm=1x clip_norm=2x clip_norm=10x clip_norm=5,lr=0.0003 clip_norm=5,lr=0.003 clip_norm=none,lr=0.0003 \
+	prior=flow,batches=sorted-rest,clip_norm=5 prior=flow,clip_norm=5 prior=flow,clip_norm=none
+WINDOWS := clip_norm=5 clip_norm=none prior=flow,clip_norm=5 prior=flow,clip_norm=none
+handbrakes: .venv/.installed  ## what holds a training on TIMIT back, 3 seeds
+	$(BIN)/avrnn compare $(SPEECH) --seeds 3 --out examples/results/handbrakes --rows $(BRAKES:%=elbo-annealed:%)
+	$(BIN)/avrnn compare $(SPEECH) --window 100 --seeds 3 --out examples/results/handbrakes-windows \
+		--rows $(WINDOWS:%=elbo-annealed:%)
 
 exact: .venv/.installed  ## bounds, filters and guides against exact answers, 15 seconds
 	$(STUDY)/exact_references.py --out examples/results/exact

@@ -15,7 +15,7 @@ from inference.densities import StepDensities
 from inference.divergences import clip, gradient_penalty, spectral, wasserstein
 from inference.evaluation import Evaluation, evaluate
 from inference.information import rate_split
-from inference.learning import dead_units, rise, still_rising
+from inference.learning import dead_units, rise, scales_at_floor, still_rising
 from inference.objectives import ELBO, FIVO, IWAE
 from inference.particles import Bootstrap, particle_filter
 from inference.probes import LinearProbe, sequence_codes
@@ -62,6 +62,7 @@ __all__ = [
     "particle_filter",
     "rate_split",
     "rise",
+    "scales_at_floor",
     "seeded",
     "sequence_codes",
     "spectral",

@@ -79,6 +79,44 @@ def dead_units(
     return counts
 
 
+def scales_at_floor(
+    model: Any,
+    guide: Any,
+    x: Tensor,
+    mask: Tensor | None = None,
+    *,
+    floor: float,
+    seed: int | None = 0,
+) -> float | None:
+    """Share of the emission's scales, over frames and features, within a tenth of their floor.
+
+    A density without a bound grows as its scale falls: where many scales are at the floor, a
+    log-density measures the floor.
+
+    Args:
+        model, guide: a pair.
+        x, mask: ``(B, T, X)`` and ``(B, T)``, True = observed; None for all.
+        floor: the floor, in units of x.
+        seed: of the draws of z.
+
+    Returns:
+        From 0 to 1; None for an emission that is neither normal nor a mixture of normals.
+    """
+    with torch.no_grad(), evaluating(model, guide), seeded(seed):
+        d = step_densities(model, guide, x, mask)
+    scale = getattr(_normal(d.emission), "scale", None)
+    if scale is None:
+        return None
+    near = (scale <= 1.1 * floor).double().flatten(3).mean(dim=-1)  # (T, K, B)
+    return float(near[d.mask.expand(near.shape)].mean())
+
+
+def _normal(emission: Any) -> Any:
+    """The normal inside an emission, or the emission."""
+    emission = getattr(emission, "component_distribution", emission)
+    return getattr(emission, "base_dist", emission)
+
+
 @contextmanager
 def _watching(
     model: Any, guide: Any, ranges: dict[tuple[str, str], tuple[Tensor, Tensor]]

@@ -36,12 +36,14 @@ _COLUMNS = {
     "prior scale": "prior_scale",
     "active": "active_units",
     "bits": "bits_per_sample",
+    "at floor": "scales_at_floor",
     "parameters": "parameters",
     "k-hat": "pareto_k_median",
     "best step": "best_step",
     "last fifth": "rise",
     "seconds": "seconds",
 }
+_RARE = ("bits_per_sample", "scales_at_floor", "rise")  # columns that some comparisons lack
 _NOTHING = "A row that does not beat this has learnt nothing."
 _HISTOGRAM = "One histogram of the levels of all samples"
 #: by kind of data: what is scored, the baseline without time or structure, what beating it means
@@ -195,7 +197,8 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
 
 def _lines(results: Sequence[Result]) -> list[list[str]]:
     """The heading and one line a row."""
-    columns = {k: v for k, v in _COLUMNS.items() if k != "bits" or _in_bits(results)}
+    rare = {v for v in _RARE if all(r.get(v) is None for r in results)}
+    columns = {k: v for k, v in _COLUMNS.items() if v not in rare}
     num_particles = results[0]["settings"]["num_particles"]
     lines = [["row", *(heading.format(K=num_particles) for heading in columns)]]
     for label in dict.fromkeys(r["row"] for r in results):
@@ -240,6 +243,11 @@ def _notes(results: Sequence[Result]) -> list[str]:
         )
         best = "bits: of a sample, by the best of the three bounds"
         notes.append(f"{best}; all levels alike: {bits:.2f}{codec}.")
+    if any(r.get("scales_at_floor") is not None for r in results):
+        notes.append(
+            "at floor: the share of the emission's scales within a tenth of their floor, where a "
+            "density measures the floor."
+        )
     notes += _learning(results)
     for r in results:
         if r["error"]:

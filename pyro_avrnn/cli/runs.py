@@ -20,6 +20,7 @@ from inference import (
     evaluate,
     particle_filter,
     rise,
+    scales_at_floor,
     seeded,
     still_rising,
 )
@@ -71,9 +72,7 @@ def run(
         trained, error = _train(parts, task, data, settings, progress, resume)
         numbers, failure = _evaluate(parts, data, settings, seed)
         if not (error or failure):
-            some = data.valid.select(range(min(len(data.valid), _LOOKED_AT)))
-            found = dead_units(parts.recipe.model, parts.recipe.guide, some.x, some.mask)
-            trained["dead_units"] = found
+            trained |= _look(parts.recipe, getattr(data, settings.split), settings)
     modules = (parts.recipe.model, parts.recipe.guide)
     return {
         "row": training.label,
@@ -181,6 +180,14 @@ def _learning(history: History, settings: Settings) -> dict[str, Any]:
             for name in ("gradient_norm", *norms)
         },
     }
+
+
+def _look(recipe: recipes.Recipe, scored: Sequences, settings: Settings) -> dict[str, Any]:
+    """Hidden units that are dead, and scales at their floor."""
+    some = scored.select(range(min(len(scored), _LOOKED_AT)))
+    pair = (recipe.model, recipe.guide, some.x, some.mask)
+    floor = scales_at_floor(*pair, floor=settings.min_scale)
+    return {"dead_units": dead_units(*pair), "scales_at_floor": floor}
 
 
 def _validation(
