@@ -108,10 +108,15 @@ BRAKES := $(foreach c,5 none,$(foreach b,sorted-rest shuffled-rest sorted shuffl
 	clip_norm=1x clip_norm=2x clip_norm=10x clip_norm=5,lr=0.0003 clip_norm=5,lr=0.003 clip_norm=none,lr=0.0003 \
 	prior=flow,batches=sorted-rest,clip_norm=5 prior=flow,clip_norm=5 prior=flow,clip_norm=none
 WINDOWS := clip_norm=5 clip_norm=none prior=flow,clip_norm=5 prior=flow,clip_norm=none
+CLIPS := 5 none 1x 2x 10x
 handbrakes: .venv/.installed  ## what holds a training on TIMIT back, 3 seeds
 	$(BIN)/avrnn compare $(SPEECH) --seeds 3 --out examples/results/handbrakes --rows $(BRAKES:%=elbo-annealed:%)
 	$(BIN)/avrnn compare $(SPEECH) --window 100 --seeds 3 --out examples/results/handbrakes-windows \
 		--rows $(WINDOWS:%=elbo-annealed:%)
+	$(BIN)/avrnn compare $(SPEECH) --truncate 100 --seeds 3 --out examples/results/handbrakes-truncated \
+		--rows elbo-annealed:clip_norm=5 elbo-annealed:clip_norm=none
+	$(BIN)/avrnn compare --data vowels --seeds 3 --resume --out examples/results/handbrakes-vowels \
+		--rows $(CLIPS:%=elbo-annealed:clip_norm=%) $(CLIPS:%=elbo-annealed:batches=sorted-rest,clip_norm=%)
 
 exact: .venv/.installed  ## bounds, filters and guides against exact answers, 15 seconds
 	$(STUDY)/exact_references.py --out examples/results/exact

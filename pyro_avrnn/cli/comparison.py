@@ -24,8 +24,8 @@ class Comparison:
     )
     segment: int | None = option(
         None,
-        "frames in a segment: speech is cut everywhere (default: 100), piano rolls for training "
-        "only (default: no cuts)",
+        "frames in a segment: speech is cut everywhere (default: 100), but not for training with "
+        "--window or --truncate; piano rolls for training only (default: no cuts)",
     )
     transpose: int | None = option(
         None,
@@ -84,5 +84,5 @@ class Comparison:
                 raise ValueError(f"--{flag} is for {kinds[name]}, got --data {self.data}")
         if not self.is_speech:
             return chosen
-        whole = {} if settings.window is None else {"whole": True}
-        return {"segment": 100, **whole, **chosen}
+        uncut = settings.window is not None or settings.truncate is not None
+        return {"segment": 100, **({"whole": True} if uncut else {}), **chosen}
