@@ -21,10 +21,8 @@ from torch.nn import functional as F
 
 from inference.protocols import counts, given
 from pyro_avrnn.emissions import EMISSIONS
-from pyro_avrnn.networks import ACTIVATIONS
+from pyro_avrnn.networks import ACTIVATIONS, by_size
 from pyro_avrnn.shapes import broadcast_cat
-
-_QUIET = 1e-3  # a root mean square below which a signal is silent, in units of the data
 
 
 class MaskedNetwork(nn.Module):
@@ -127,8 +125,8 @@ class CausalNetwork(nn.Module):
         start = max(first - self.lags, 0)
         known = F.pad(x[..., start : last - 1], (self.lags - (first - start), 0))
         past = known.unfold(-1, self.lags, 1)  # (*batch, X, R)
-        size = past.square().mean(dim=-1, keepdim=True).add(_QUIET**2).sqrt()
-        read = self.read(torch.cat([past / size, size.log()], dim=-1))
+        scaled, size = by_size(past)
+        read = self.read(torch.cat([scaled, size.log()], dim=-1))
         hidden = self.activation(read + self.context(context).unsqueeze(-2))
         out = self.write(self.activation(self.middle(hidden))).transpose(-1, -2)
         predicted = (past @ self.predict(context).unsqueeze(-1)).transpose(-1, -2)

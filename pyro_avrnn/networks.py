@@ -5,6 +5,7 @@ Every module broadcasts over leading dimensions: ``(*batch, features)`` in, ``(*
 
 from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -22,6 +23,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
+
+
+_QUIET = 1e-3  # a root mean square below which a signal is silent, in units of the data
 
 
 class MLP(nn.Sequential):
@@ -59,6 +63,32 @@ class MLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(*batch, sizes[0])`` to ``(*batch, sizes[-1])``."""
         return super().forward(F.dropout(x, self.dropout, self.training) if self.dropout else x)
+
+
+class Loudness(MLP):
+    """An MLP that reads a piece of waveform in units of its root mean square, and its logarithm.
+
+    Quiet and loud pieces look alike to it, so what it learns of one it knows of the other.
+
+    Args:
+        sizes: as of :class:`MLP`; the first is that of a piece.
+        options: the keywords of :class:`MLP`.
+    """
+
+    def __init__(self, sizes: Sequence[int], **options: Any) -> None:
+        super().__init__([sizes[0] + 1, *sizes[1:]], **options)
+        self.in_dim = sizes[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(*batch, sizes[0])`` to ``(*batch, sizes[-1])``."""
+        scaled, size = by_size(x)
+        return super().forward(torch.cat([scaled, size.log()], dim=-1))
+
+
+def by_size(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Signals ``(*batch, D)`` over their root mean square, and that, ``(*batch, 1)``."""
+    size = x.square().mean(dim=-1, keepdim=True).add(_QUIET**2).sqrt()
+    return x / size, size
 
 
 def diagonal_normal(loc: Tensor, scale: Tensor) -> dist.Distribution:
@@ -190,6 +220,7 @@ def _flatten(inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Size]:
 
 
 CELLS: dict[str, type[Cell]] = {"gru": GRU, "lstm": LSTM}
+FEATURES: dict[str, type[MLP]] = {"mlp": MLP, "loudness": Loudness}
 #: Which steps of a sequence a recurrent encoder has read for its output at step t.
 DIRECTIONS = ("forward", "backward", "both")
 

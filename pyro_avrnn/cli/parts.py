@@ -90,6 +90,7 @@ def _recipe_arguments(training: Training, data: Dataset, settings: Settings) -> 
         "min_scale": settings.min_scale,
         "dropout": training.dropout,
         "activation": training.activation,
+        "features": training.features,
         **_emission(training, data),
     }
     if training.schedule != "none":

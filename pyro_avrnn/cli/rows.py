@@ -15,7 +15,7 @@ from pyro_avrnn.cli.options import check, flag_of, kind_of, option, options_of
 from pyro_avrnn.cli.settings import Batching, Decay, Settings
 from pyro_avrnn.critics import CRITICS, VIEWS
 from pyro_avrnn.guides import GUIDES
-from pyro_avrnn.networks import ACTIVATIONS, CELLS
+from pyro_avrnn.networks import ACTIVATIONS, CELLS, FEATURES
 from pyro_avrnn.priors import PRIORS
 from pyro_avrnn.recipes import EMISSIONS, OF_DSAE, WITH_LATENTS
 
@@ -76,6 +76,7 @@ class Training:
     )
     prior: str | None = option(None, "prior, if not the model's own", choices=PRIORS)
     cell: str | None = option(None, "recurrent cell, if not the model's own", choices=CELLS)
+    features: str = option("mlp", "what x is read by; loudness is for waveforms", choices=FEATURES)
     prior_gradient: bool = option(True, "residual guide: let its gradient reach the prior")
     critic: str = option("feedforward", "network of the critic", choices=CRITICS)
     constraint: Literal["spectral", "gradient_penalty", "clip"] = option(

@@ -10,7 +10,7 @@ from inference.protocols import counts
 from pyro_avrnn.autoregressive import AutoregressiveEmission
 from pyro_avrnn.emissions import EMISSIONS as INDEPENDENT
 from pyro_avrnn.guides import GUIDES
-from pyro_avrnn.networks import CELLS, MLP, RecurrentEncoder
+from pyro_avrnn.networks import CELLS, FEATURES, MLP, RecurrentEncoder
 from pyro_avrnn.priors import PRIORS
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 
@@ -38,6 +38,8 @@ class Parts(TypedDict, total=False):
             "smoothing_flow"), "mean_field" (reads all of x, but not the path of z),
             "mean_field_forward" (x up to t), "mean_field_frame" (x_t alone), or your own.
         cell: "gru" or "lstm", or your own.
+        features: what x is read by, "mlp" (default), or "loudness" for pieces of waveform, which
+            it reads in units of their root mean square; or your own.
         min_scale: floor of a normal emission's scale, in units of the data (default 0.001).
         prior_gradient: for a residual guide, whether its gradient reaches the prior (default).
         dropout: share of x's features hidden from recurrence and guide in training mode. As Pyro
@@ -50,6 +52,7 @@ class Parts(TypedDict, total=False):
     prior: Part
     guide: Part
     cell: Part
+    features: Part
     min_scale: float
     prior_gradient: bool
     dropout: float
@@ -119,6 +122,7 @@ class Builder:
     def __init__(self, name: str, parts: Parts, **sizes: Any) -> None:
         own = OWN[name]
         known: dict[str, Any] = {"min_scale": 1e-3, "dropout": 0.0, "activation": "relu"}
+        known |= {"features": "mlp"}
         known |= {"prior_gradient": True} if "guide" in own else {}
         known |= {f"{part}_options": None for part in ("prior", "guide") if part in own}
         known |= {"emission_options": None, **own}
@@ -142,7 +146,8 @@ class Builder:
         for of in encoders.split():
             sizes = [self.given[f"{of}_dim"], self.given["h_dim"]]
             options = {"dropout": dropout[of], "activation": self.given["activation"]}
-            made[f"encode_{of}"] = MLP(sizes, final=True, **options)
+            kind = pick("features", self.given["features"], FEATURES) if of == "x" else MLP
+            made[f"encode_{of}"] = kind(sizes, final=True, **options)
         return made
 
     def _prior(self, h_dim: int) -> nn.Module:
