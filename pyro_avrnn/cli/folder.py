@@ -15,7 +15,7 @@ from pyro_avrnn.cli.settings import Settings
 
 #: the files that a report writes next to results.json
 DERIVED = (
-    *("table.md", "metrics.csv", "posterior.nc"),
+    *("table.md", "learning.md", "metrics.csv", "posterior.nc"),
     *("learning_curves.png", "critic_curves.png", "rate.png"),
     *("sequences.png", "posterior.png", "filter.png"),
 )

@@ -2,9 +2,8 @@
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -16,11 +15,12 @@ from inference.files import write_csv, write_text
 from inference.modes import evaluating
 from inference.resampling import Selection
 from pyro_avrnn import plots, recipes
+from pyro_avrnn.cli import learning
 from pyro_avrnn.cli.runs import Result, row_folder
+from pyro_avrnn.cli.tables import cell, markdown
 from pyro_avrnn.data import Dataset
 from pyro_avrnn.generation import generate
 
-_MUCH = 0.5  # share of clipped steps from which clipping is no guard any more
 SHORT = 500  # steps below which a run is called short
 
 _COLUMNS = {
@@ -77,12 +77,14 @@ def write(out: Path, results: list[Result], dataset: Dataset) -> None:
     text = table(results)
     print(text)
     write_text(out / "table.md", text + "\n")
+    write_text(out / "learning.md", learning.table(results) + "\n")
     metrics = _metrics(out, results)
     write_csv(out / "metrics.csv", metrics)
     written = [
         out / "results.json",
         out / "metrics.csv",
         out / "table.md",
+        out / "learning.md",
         plots.learning_curves(metrics, out / "learning_curves.png"),
         plots.critic_curves(metrics, out / "critic_curves.png"),
         plots.rate_bars(results, out / "rate.png"),
@@ -187,14 +189,6 @@ def table(results: Sequence[Result]) -> str:
     return markdown(head, lines) + "\n\n" + "\n".join(f"* {note}" for note in _notes(results))
 
 
-def markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """A table, its columns aligned."""
-    cells = [list(head), *([str(cell) for cell in line] for line in lines)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells)
-
-
 def _lines(results: Sequence[Result]) -> list[list[str]]:
     """The heading and one line a row."""
     rare = {v for v in _RARE if all(r.get(v) is None for r in results)}
@@ -203,20 +197,11 @@ def _lines(results: Sequence[Result]) -> list[list[str]]:
     lines = [["row", *(heading.format(K=num_particles) for heading in columns)]]
     for label in dict.fromkeys(r["row"] for r in results):
         of_row = [r for r in results if r["row"] == label and not r["error"]]
-        cells = {heading: _cell([r.get(key) for r in of_row]) for heading, key in columns.items()}
+        cells = {heading: cell([r.get(key) for r in of_row]) for heading, key in columns.items()}
         if of_row and all(r.get("pareto_k_constant") == 1.0 for r in of_row):
             cells["k-hat"] = "weights constant"
         lines.append([label, *cells.values()])
     return lines
-
-
-def _cell(values: list[Any]) -> str:
-    numbers = [float(v) for v in values if v is not None and math.isfinite(v)]
-    if not numbers:
-        return "-"
-    digits = 0 if abs(fmean(numbers)) >= 100 else 2
-    mean = f"{fmean(numbers):.{digits}f}".replace("-0.00", "0.00")
-    return mean if len(numbers) == 1 else f"{mean} ± {stdev(numbers):.{digits}f}"
 
 
 def _notes(results: Sequence[Result]) -> list[str]:
@@ -248,58 +233,12 @@ def _notes(results: Sequence[Result]) -> list[str]:
             "at floor: the share of the emission's scales within a tenth of their floor, where a "
             "density measures the floor."
         )
-    notes += _learning(results)
+    notes += learning.notes(results)
     for r in results:
         if r["error"]:
             notes.append(f"No numbers of {r['row']}, seed {r['seed']}: {r['error']}.")
     made = dict.fromkeys((r["command"], r["commit"]) for r in results)
     return notes + [f"Made by `{command}` at commit {commit}." for command, commit in made]
-
-
-def _learning(results: Sequence[Result]) -> list[str]:
-    """What the learning check found, a sentence for each kind of handbrake."""
-    trained = [r for r in results if not r["error"] and "rise" in r]
-    if not trained:
-        return []
-    budget = results[0]["settings"]["steps"]
-    seeds = {row: len(of_row) for row, of_row in _by_row(trained).items()}
-    notes = [
-        "last fifth: what the best validation bound gained in the last fifth of the steps. A "
-        f"training ends by --patience, or with its budget of {budget} steps."
-    ]
-
-    clipped = [r for r in trained if r["clipped_share"] > _MUCH]
-    found = {
-        "**Still rising** at the end of the budget, so that more steps may help": {
-            row: f"{_cell([r['rise'] for r in of_row])}, {len(of_row)} of {seeds[row]} seeds"
-            for row, of_row in _by_row([r for r in trained if r["still_rising"]]).items()
-        },
-        "Most steps were clipped, so that --clip-norm set their size": {
-            row: f"{fmean(r['clipped_share'] for r in of_row):.0%} of the steps"
-            for row, of_row in _by_row(clipped).items()
-        },
-        "Hidden units that never change": {
-            row: ", ".join(dict.fromkeys(text for r in of_row for text in _dead(r)))
-            for row, of_row in _by_row([r for r in trained if _dead(r)]).items()
-        },
-    }
-    for title, rows in found.items():
-        if rows:
-            notes.append(f"{title}: {'; '.join(f'{row} ({text})' for row, text in rows.items())}.")
-    return notes
-
-
-def _by_row(results: Sequence[Result]) -> dict[str, list[Result]]:
-    rows: dict[str, list[Result]] = {}
-    for r in results:
-        rows.setdefault(r["row"], []).append(r)
-    return rows
-
-
-def _dead(result: Result) -> list[str]:
-    """Parts of which more than a tenth is dead."""
-    parts = result.get("dead_units", {}).items()
-    return [f"{n} of {units} in {part}" for part, (n, units) in parts if n > units / 10]
 
 
 def _in_bits(results: Sequence[Result]) -> bool:

@@ -12,10 +12,11 @@ from inference.files import write_csv, write_text
 from pyro_avrnn.cli.compare import run_rows
 from pyro_avrnn.cli.comparison import Comparison
 from pyro_avrnn.cli.options import option, options_of
-from pyro_avrnn.cli.report import markdown, validation_bound
+from pyro_avrnn.cli.report import validation_bound
 from pyro_avrnn.cli.rows import Training, parse
 from pyro_avrnn.cli.runs import Result
 from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.cli.tables import markdown
 from pyro_avrnn.data import Dataset
 from pyro_avrnn.data._checks import optional
 
