@@ -8,7 +8,7 @@ TIMIT ?= $(PYRO_AVRNN_DATA)/timit.zip
 STUDY := $(BIN)/python examples/studies
 
 .PHONY: help demo test lint lint-format lint-rules lint-types lint-sizes hooks compare figures faults shrink clean \
-	handbrakes vowels timit tune-vowels tune-timit exact tune-music music music-models speech digits images \
+	handbrakes baselines-timit tune-baselines-timit vowels timit tune-vowels tune-timit exact tune-music music music-models speech digits images \
 	zoo swap benchmark
 
 help:  ## this list
@@ -117,6 +117,19 @@ handbrakes: .venv/.installed  ## what holds a training on TIMIT back, 3 seeds
 		--rows elbo-annealed:clip_norm=5 elbo-annealed:clip_norm=none
 	$(BIN)/avrnn compare --data vowels --seeds 3 --resume --out examples/results/handbrakes-vowels \
 		--rows $(CLIPS:%=elbo-annealed:clip_norm=%) $(CLIPS:%=elbo-annealed:batches=sorted-rest,clip_norm=%)
+
+# Baselines: the same random search for every row, on validation; then the winners with 3 seeds.
+GUIDES := $(foreach g,filtering smoothing,elbo-annealed:guide=$(g) elbo-annealed:guide=$(g),prior=mixture \
+	elbo-annealed:guide=$(g),prior=flow)
+SPACE := lr=0.0005~0.01 clip_norm=none|10x|1x kl=0>1@0.1|0>1@0.25|0>1@0.5 dropout=0|0.1 activation=relu|silu
+WAVES := --z-dim 16 --h-dim 128 --batch-size 32 --lr-decay cosine --validate-every 100 --resume
+tune-baselines-timit: .venv/.installed  ## the search for `baselines-timit`: 6 candidates each, 600 steps
+	$(BIN)/avrnn tune --data $(TIMIT) $(WAVES) --steps 600 --trials 6 --out examples/results/tune-baselines-timit \
+		--space $(call quoted,$(SPACE) features=mlp|loudness) --rows $(call quoted,rnn $(GUIDES))
+
+baselines-timit: .venv/.installed  ## RNN and VRNNs by the ELBO on TIMIT, tuned, 3 seeds
+	$(BIN)/avrnn compare --data $(TIMIT) $(WAVES) --steps 3000 --seeds 3 --out examples/results/baselines-timit \
+		--rows @examples/results/tune-baselines-timit/rows.txt
 
 exact: .venv/.installed  ## bounds, filters and guides against exact answers, 15 seconds
 	$(STUDY)/exact_references.py --out examples/results/exact

@@ -56,9 +56,9 @@ def entries(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
 
 
 def _decode(content: bytes, rate: int) -> np.ndarray:
-    """Samples of a RIFF or NIST SPHERE file, int16, shape (S,)."""
+    """Samples of a RIFF, FLAC or NIST SPHERE file, int16, shape (S,)."""
     soundfile = optional("soundfile", "audio")
-    expected = f"16-bit mono audio at {rate} Hz, WAV or NIST SPHERE"
+    expected = f"16-bit mono audio at {rate} Hz, WAV, FLAC or NIST SPHERE"
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as audio:
             found = (audio.samplerate, audio.channels, audio.subtype)

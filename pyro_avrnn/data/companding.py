@@ -77,13 +77,18 @@ def pcm_decode(x: Numbers, bits: int = 16) -> np.ndarray:
     Returns:
         int16, the same shape; what is outside of 16 bits becomes the nearest sample.
 
+    Raises:
+        ValueError: x that is not a number, or bits out of range.
+
     Example:
         >>> pcm_decode(pcm([-32768, 0, 1234]))
         array([-32768,      0,   1234], dtype=int16)
     """
     check_bits("bits", bits)
-    size = 2 ** (16 - bits)
-    middle = np.floor(plain(x).astype(np.float64) / size) * size + size // 2
+    size, array = 2 ** (16 - bits), plain(x).astype(np.float64)
+    if np.isnan(array).any():
+        raise ValueError("x must hold numbers, got nan")
+    middle = np.floor(array / size) * size + size // 2
     return middle.clip(_LEAST, _MOST).astype(np.int16)
 
 

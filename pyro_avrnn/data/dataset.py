@@ -114,9 +114,9 @@ class Dataset:
         """
         options: dict[str, Any] = {"bits": self.bits}
         if self.kind == "pcm":
-            # a scale of a seventh of a cell puts 0.95 of the mass into one
+            # a scale of a seventh of a cell puts 0.95 of the mass into one; no floor is above 0
             floor = math.log(2 ** (1 - self.bits) / self.unit) - 2.0  # type: ignore[operator]
-            options |= {"unit": self.unit, "min_log_scale": round(floor, 3)}
+            options |= {"unit": self.unit, "min_log_scale": min(round(floor, 3), 0.0)}
         if self.in_levels:
             return {"emission": "logistic", "emission_options": options}
         return {"emission": "bernoulli" if self.kind == "binary" else "normal"}

@@ -49,7 +49,9 @@ def librispeech(path: str | Path, **framing: Any) -> Dataset:
     framed = Framing(**framing)
     with reading(path, _EXPECTED, folder=True) as corpus:
         parse = partial(_parse, split_of=_splits(corpus))
-        expected = f"{_EXPECTED} of at least five readers, or the folders train-, dev- and test-"
+        expected = (
+            f"{_EXPECTED} of at least five readers of a sex, or the folders train-, dev- and test-"
+        )
         origin = "LibriSpeech (c) 2014 by Vassil Panayotov, CC BY 4.0"
         return framed.read(corpus, Corpus("librispeech", parse, _SPEAKER, expected, origin))
 

@@ -18,8 +18,10 @@ from pyro_avrnn.networks import (
     DIRECTIONS,
     MLP,
     Cell,
+    Loudness,
     NormalNetwork,
     RecurrentEncoder,
+    by_size,
 )
 from pyro_avrnn.shapes import agree, broadcast_cat, width
 from tests.unit.table import H, X, Z, assert_close, prefix_mask
@@ -188,3 +190,34 @@ def test_a_scale_has_the_floor_and_the_bias_it_was_given() -> None:
         nn.init.zeros_(p)
     _, scale = network.parameters_of(torch.zeros(2))
     assert scale.item() == pytest.approx(0.25 + math.log1p(math.exp(-3.0)), rel=1e-12)
+
+
+# ---- waveforms in units of their loudness ----
+
+
+def test_a_piece_twice_as_loud_differs_by_a_known_number_alone() -> None:
+    torch.manual_seed(0)
+    network, x = Loudness([X, H]).double(), 1e5 * torch.randn(4, X).double()
+    first = network[0]
+    assert isinstance(first, nn.Linear)
+    louder = network(2.0 * x) - network(x)
+    assert_close(louder, (math.log(2.0) * first.weight[:, -1]).expand_as(louder))
+
+
+def test_silence_is_read_as_silence() -> None:
+    x = torch.tensor([[0.0, 0.0], [3.0, -4.0], [1e-6, 0.0]], dtype=torch.double)
+    scaled, size = by_size(x)
+    assert_close(size[:2, 0], torch.tensor([1e-3, math.sqrt(12.5 + 1e-6)]).double())
+    assert_close(scaled * size, x)
+    assert scaled[0].eq(0.0).all() and scaled[2].abs().max() < 0.01
+
+
+def test_features_of_a_recipe_are_kept_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    r = recipes.vrnn(X, Z, H, features="loudness", guide="smoothing")
+    recipes.save(r, tmp_path / "r.pt")
+    again = recipes.load(tmp_path / "r.pt")
+    assert isinstance(again.model.encode_x, Loudness)
+    x = torch.randn(2, 3, X)
+    assert torch.equal(again.model.encode_x(x), r.model.encode_x(x))
+    with pytest.raises(ValueError, match="features must be one of mlp, loudness"):
+        recipes.rnn(X, H, features="loud")
