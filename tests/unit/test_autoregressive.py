@@ -1,16 +1,18 @@
 """Autoregressive emissions: what a feature has read, masses, draws, gradients, models of them."""
 
+import math
 from collections.abc import Callable
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from inference import ELBO, evaluate, seeded
 from pyro_avrnn import recipes
-from pyro_avrnn.autoregressive import AutoregressiveEmission
+from pyro_avrnn.autoregressive import AutoregressiveEmission, CausalNetwork
 from pyro_avrnn.emissions import EMISSIONS
 from pyro_avrnn.generation import generate
 
@@ -84,15 +86,16 @@ def test_masses_of_all_values_add_up_to_one(of: str, network: str) -> None:
     assert abs(float(total.detach())) < 1e-10
 
 
-def test_densities_of_a_normal_are_those_of_one_feature_after_the_other() -> None:
-    made, context, x = emission("normal", "masked"), torch.randn(C), values("normal")
+@pytest.mark.parametrize(("of", "network"), BOTH)
+def test_a_density_is_that_of_one_feature_after_the_other(of: str, network: str) -> None:
+    made, context, x = emission(of, network), torch.randn(C), values(of)
     start = made.base.net(context)
     total = torch.zeros(())
     for i in range(X):
-        known = torch.where(torch.arange(X) < i, x, torch.nan).nan_to_num(7.0)  # not read
+        known = torch.where(torch.arange(X) < i, x, 2.0)  # the rest is not read
         one = made.of_features(known, context, start, slice(i, i + 1))
         total = total + one.log_prob(x[i : i + 1])
-    torch.testing.assert_close(made(context).log_prob(x), total)
+    torch.testing.assert_close(made(context).log_prob(x), total, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("of", "network"), BOTH)
@@ -115,6 +118,102 @@ def test_draws_have_the_probabilities_that_they_are_scored_with(of: str, network
 
     assert float(off(log_prob).max()) < 5
     assert float(off(log_prob - 0.1).max()) > 5  # the planted fault: densities off by a tenth
+
+
+#: an emission of a few features and all values of one of them
+SMALL: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
+    "bernoulli": ({}, (0.0, 1.0)),
+    "categorical": ({"num_classes": 3}, (0.0, 1.0, 2.0)),
+    "logistic": (
+        {"bits": 2, "num_components": 2, "unit": 0.5, "min_log_scale": -3.0},
+        (-1.5, -0.5, 0.5, 1.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", [False, True])
+@pytest.mark.parametrize(("of", "network"), [b for b in BOTH if b[0] != "normal"])
+def test_draws_fall_on_each_value_as_often_as_it_is_probable(
+    of: str, network: str, fault: bool
+) -> None:
+    (options, one), features, n = SMALL[of], 3, 5000
+    options = options | ({"lags": 2} if network == "causal" else {})
+    made = AutoregressiveEmission(C, features, (7,), of=of, network=network, **options)
+    torch.manual_seed(1)  # features that depend on each other by much
+    for p in made.parameters():
+        p.data = 0.4 * torch.randn_like(p)
+    context, every = torch.randn(2, C), torch.tensor(list(product(one, repeat=features)))
+    expected = n * made(context).log_prob(every.unsqueeze(1)).exp().detach()  # (V, 2)
+    torch.testing.assert_close(expected.sum(dim=0), torch.full((2,), float(n)))
+    drawn = made(context).sample((n,))
+    if fault:  # each feature from another draw: as often as before, but independent
+        drawn = torch.stack([part.roll(i, dims=0) for i, part in enumerate(drawn.unbind(-1))], -1)
+    found = (drawn.unsqueeze(1) == every.unsqueeze(1)).all(dim=-1).sum(dim=0)
+    assert found.sum(dim=0).tolist() == [n, n]  # all draws are values
+    often = expected > 10  # else the statistic is no chi-square
+    statistic = float(((found - expected).square() / expected)[often].sum())
+    mean = float((1 - expected / n)[often].sum())
+    assert ((statistic - mean) / (2 * mean) ** 0.5 < 5) is not fault
+
+
+# ---- the samples of a signal ----
+
+
+def causal(lags: int, x_dim: int = 8) -> CausalNetwork:
+    """With random weights, a scale, a location and a third number for each sample."""
+    network = CausalNetwork(x_dim, C, 3, 6, "tanh", locations=slice(1, 2), lags=lags)
+    for p in network.parameters():
+        p.data = torch.randn_like(p)
+    return network
+
+
+@pytest.mark.parametrize("lags", [1, 3, 20])
+def test_a_sample_is_predicted_from_the_last_before_it_in_one_pass_or_alone(lags: int) -> None:
+    network, x, context = causal(lags), torch.randn(4, 8), torch.randn(4, C)
+    whole = network(x, context)  # (4, O, X)
+    for i in range(8):
+        read = [j for j in range(8) if i - lags <= j < i]
+        other = torch.full_like(x, torch.nan)  # whatever it reads becomes NaN
+        other[:, read] = x[:, read]
+        alone = network(other, context, slice(i, i + 1))
+        torch.testing.assert_close(alone, whole[..., [i]], rtol=1e-12, atol=1e-12)
+        for j in range(8):
+            changed = x.clone()
+            changed[:, j] += 0.5
+            for found in (
+                network(changed, context)[..., i],
+                network(changed, context, slice(i, i + 1)),
+            ):
+                moved = (found.reshape(4, 3) - whole[..., i]).abs().amax(dim=1) > 1e-9
+                assert moved.tolist() == [j in read] * 4
+    torch.testing.assert_close(network(x, context, slice(2, 6)), whole[..., 2:6])
+
+
+def test_the_numbers_of_a_causal_network_by_hand() -> None:
+    network, x, context = causal(3), 5 * torch.randn(8), torch.randn(C)
+    w = {name: p.detach().numpy() for name, p in network.named_parameters()}
+    c, found = context.numpy(), network(x, context).detach()
+    for i in range(8):
+        past = np.array([float(x[j]) if j >= 0 else 0.0 for j in range(i - 3, i)])
+        size = math.sqrt(sum(past**2) / 3 + 1e-6)
+        read = w["read.weight"] @ np.append(past / size, math.log(size))
+        hidden = np.tanh(read + w["context.weight"] @ c + w["context.bias"])
+        out = w["write.weight"] @ np.tanh(w["middle.weight"] @ hidden + w["middle.bias"])
+        linear = (w["predict.weight"] @ c + w["predict.bias"]) @ past
+        expected = torch.tensor([out[0], out[1] * size + linear, out[2]])
+        torch.testing.assert_close(found[:, i], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_louder_signal_has_louder_locations_and_nothing_else() -> None:
+    network, x, context = causal(3), 100 * torch.randn(4, 8), torch.randn(4, C)
+    network.read.weight.data[:, -1] = 0.0  # it does not read how loud the signal is
+    quiet, loud = network(x, context)[..., 1:], network(7 * x, context)[..., 1:]
+    torch.testing.assert_close(loud[:, 1], 7 * quiet[:, 1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loud[:, [0, 2]], quiet[:, [0, 2]], rtol=1e-6, atol=1e-6)
+    with torch.no_grad():
+        network.read.weight[:, -1] = 1.0
+        heard = network(7 * x, context)[..., 1:] - loud
+    assert float(heard.abs().amin(dim=(0, 2)).max()) > 1e-6
 
 
 @pytest.mark.parametrize(("of", "network"), BOTH)
