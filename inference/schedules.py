@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from inference.protocols import at_least, counts, given, of_kind
+from inference.protocols import at_least, counts, given, of_kind, one_of
 
 Schedule = Callable[[float], float]  #: fraction of the run in [0, 1] -> weight
 
@@ -68,9 +68,9 @@ class LearningRate:
     end: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.decay not in _DECAYS:
-            raise ValueError(f"decay must be one of {', '.join(_DECAYS)}, got {self.decay!r}")
+        one_of(_DECAYS, decay=self.decay)
         for name in ("warmup", "end"):
+            of_kind(Real, "a number", **{name: getattr(self, name)})
             if not 0.0 <= (value := getattr(self, name)) <= 1.0:
                 raise ValueError(f"{name} must be a fraction in [0, 1], got {value}")
 

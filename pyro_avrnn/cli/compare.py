@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -214,6 +215,7 @@ def _start_worker(
 ) -> None:
     threading.Thread(target=_watch, args=(stop, parent), daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own, between processes, is lost by an abrupt end
+    warnings.filterwarnings("ignore", "clip_norm=")  # the report says it, of all rows together
     torch.set_num_threads(1)  # small matrices: processes pay, threads do not
     os.environ["OMP_NUM_THREADS"] = "1"
     _worker.update(data=data.load(source, **options), steps=steps)
