@@ -121,7 +121,7 @@ handbrakes: .venv/.installed  ## what holds a training on TIMIT back, 3 seeds
 # Baselines: the same random search for every row, on validation; then the winners with 3 seeds.
 GUIDES := $(foreach g,filtering smoothing,elbo-annealed:guide=$(g) elbo-annealed:guide=$(g),prior=mixture \
 	elbo-annealed:guide=$(g),prior=flow)
-SPACE := lr=0.0005~0.01 clip_norm=none|10x|1x kl=0>1@0.1|0>1@0.25|0>1@0.5 dropout=0|0.1 activation=relu|silu
+SPACE := lr=0.0005~0.005 clip_norm=none|10x|1x kl=0>1@0.1|0>1@0.25|0>1@0.5
 WAVES := --z-dim 16 --h-dim 128 --batch-size 32 --lr-decay cosine --validate-every 100 --resume
 tune-baselines-timit: .venv/.installed  ## the search for `baselines-timit`: 6 candidates each, 600 steps
 	$(BIN)/avrnn tune --data $(TIMIT) $(WAVES) --steps 600 --trials 6 --out examples/results/tune-baselines-timit \

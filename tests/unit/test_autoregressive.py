@@ -216,6 +216,21 @@ def test_a_louder_signal_has_louder_locations_and_nothing_else() -> None:
     assert float(heard.abs().amin(dim=(0, 2)).max()) > 1e-6
 
 
+@pytest.mark.parametrize("of", ["normal", "logistic"])
+def test_a_linear_prediction_moves_the_locations_alone(of: str) -> None:
+    made, context, x = emission(of, "causal", scale=0.0), torch.randn(C), values(of)
+    made.network.predict.bias.data = torch.tensor([0.0, 0.2, 3.0])
+    found = made.of_features(x, context, made.base.net(context))
+    plain = made.base(context)
+    for part in (found, plain) if of == "normal" else ():
+        part.parameters = torch.stack([part.base_dist.loc, part.base_dist.scale])
+    moved = (found.parameters - plain.parameters).detach()
+    before = torch.nn.functional.pad(x, (2, 0))  # the last sample counts 3, the one before 0.2
+    expected = torch.zeros_like(moved)
+    expected[0 if of == "normal" else 1] = 3 * before[1:-1] + 0.2 * before[:-2]
+    torch.testing.assert_close(moved, expected)
+
+
 @pytest.mark.parametrize(("of", "network"), BOTH)
 def test_the_gradient_reaches_context_and_weights_and_is_a_slope(of: str, network: str) -> None:
     made, x = emission(of, network), values(of, 3)

@@ -58,7 +58,7 @@ def data() -> tuple[Tensor, Tensor]:
 def sequences() -> Batches:
     x, mask = data()
     names = tuple(map(str, LENGTHS))
-    return Batches(Sequences(x * mask[..., None], mask, names), batch_size=2)
+    return Batches(Sequences(x * mask[..., None], mask, names), batch_size=2, bucket=True)
 
 
 RECORDS = Records(every=1)
