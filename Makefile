@@ -4,12 +4,14 @@ BIN := .venv/bin
 OUT ?= runs/demo
 BASE ?= HEAD
 PYRO_AVRNN_DATA ?= ../shared/data
+# fsdd.zip, librispeech_100spk.zip and mnist_5k.csv.gz lie in DATA
+DATA ?= $(PYRO_AVRNN_DATA)
 TIMIT ?= $(PYRO_AVRNN_DATA)/timit.zip
 STUDY := $(BIN)/python examples/studies
 
 .PHONY: help demo test lint lint-format lint-rules lint-types lint-sizes hooks compare figures faults shrink clean \
-	handbrakes baselines-timit tune-baselines-timit vowels timit tune-vowels tune-timit exact tune-music music music-models speech digits images \
-	zoo swap benchmark
+	handbrakes baselines vowels timit tune-vowels tune-timit exact tune-music music music-models speech digits \
+	images zoo swap benchmark
 
 help:  ## this list
 	@awk -F ':.*  ## ' '/^##@/ {print "\n" substr($$0, 5)} \
@@ -118,18 +120,43 @@ handbrakes: .venv/.installed  ## what holds a training on TIMIT back, 3 seeds
 	$(BIN)/avrnn compare --data vowels --seeds 3 --resume --out examples/results/handbrakes-vowels \
 		--rows $(CLIPS:%=elbo-annealed:clip_norm=%) $(CLIPS:%=elbo-annealed:batches=sorted-rest,clip_norm=%)
 
-# Baselines: the same random search for every row, on validation; then the winners with 3 seeds.
+# Baselines: the same random search for every row, on validation; then the winners with 3 seeds. LibriSpeech takes
+# the winners of TIMIT. `make baselines-timit` is one set, OF_timit its options, STEPS_timit those of search and run.
+SETS := timit vowels librispeech digits bits
 GUIDES := $(foreach g,filtering smoothing,elbo-annealed:guide=$(g) elbo-annealed:guide=$(g),prior=mixture \
 	elbo-annealed:guide=$(g),prior=flow)
 SPACE := lr=0.0005~0.005 clip_norm=none|10x|1x kl=0>1@0.1|0>1@0.25|0>1@0.5
-WAVES := --z-dim 16 --h-dim 128 --batch-size 32 --lr-decay cosine --validate-every 100 --resume
-tune-baselines-timit: .venv/.installed  ## the search for `baselines-timit`: 6 candidates each, 600 steps
-	$(BIN)/avrnn tune --data $(TIMIT) $(WAVES) --steps 600 --trials 6 --out examples/results/tune-baselines-timit \
-		--space $(call quoted,$(SPACE) features=mlp|loudness) --rows $(call quoted,rnn $(GUIDES))
+WAVES := --z-dim 16 --h-dim 128 --batch-size 32
+OF_timit := --data $(TIMIT) $(WAVES)
+OF_librispeech := --data $(DATA)/librispeech_100spk.zip $(WAVES)
+OF_vowels := --data vowels --z-dim 8 --h-dim 64 --batch-size 64
+OF_digits := --data $(DATA)/fsdd.zip --z-dim 16 --h-dim 128 --batch-size 64
+OF_bits := --data $(TIMIT) --pcm 16 --window 100 --z-dim 16 --h-dim 128 --batch-size 8 --particles 16
+STEPS_timit := 600 3000
+STEPS_librispeech := 0 3000
+STEPS_vowels := 1000 3000
+STEPS_digits := 600 3000
+STEPS_bits := 400 2000
+SPACE_timit := features=mlp|loudness
+SPACE_vowels := dropout=0|0.1
+SPACE_digits := dropout=0|0.1
+SPACE_bits := features=mlp|loudness
+MORE_bits := emission=autoregressive,components=3,width=32
+comma := ,
+rows_of = $(if $(MORE_$(1)),rnn:$(MORE_$(1)) $(GUIDES:%=%$(comma)$(MORE_$(1))),rnn $(GUIDES))
+TUNED = examples/results/tune-baselines-$(1:librispeech=timit)
+RUN := --lr-decay cosine --validate-every 100 --resume
 
-baselines-timit: .venv/.installed  ## RNN and VRNNs by the ELBO on TIMIT, tuned, 3 seeds
-	$(BIN)/avrnn compare --data $(TIMIT) $(WAVES) --steps 3000 --seeds 3 --out examples/results/baselines-timit \
-		--rows @examples/results/tune-baselines-timit/rows.txt
+.PHONY: $(SETS:%=baselines-%) $(SETS:%=tune-baselines-%)
+baselines: $(SETS:%=baselines-%)  ## RNN and VRNNs by the ELBO on five sets, tuned, 3 seeds
+
+$(SETS:%=tune-baselines-%): tune-baselines-%: .venv/.installed
+	$(if $(SPACE_$*),$(BIN)/avrnn tune $(OF_$*) $(RUN) --steps $(firstword $(STEPS_$*)) --trials 6 \
+		--space $(call quoted,$(SPACE) $(SPACE_$*)) --rows $(call quoted,$(call rows_of,$*)) --out $(call TUNED,$*))
+
+$(SETS:%=baselines-%): baselines-%: tune-baselines-%
+	$(BIN)/avrnn compare $(OF_$*) $(RUN) --steps $(lastword $(STEPS_$*)) --seeds 3 \
+		--rows @$(call TUNED,$*)/rows.txt --out examples/results/baselines-$*
 
 exact: .venv/.installed  ## bounds, filters and guides against exact answers, 15 seconds
 	$(STUDY)/exact_references.py --out examples/results/exact
@@ -151,8 +178,6 @@ music-models: .venv/.installed  ## RNN, STORN, SRNN and DMM on JSB, 1 seed
 speech: .venv/.installed  ## RNN, STORN, VRNN and SRNN on 16-bit mu-law TIMIT, in bits, 2 seeds
 	$(STUDY)/speech_in_bits.py $(TIMIT) --seeds 2 --out examples/results/speech
 
-# Spoken digits (fsdd.zip) and the MNIST excerpt (mnist_5k.csv.gz) lie in DATA.
-DATA ?= $(PYRO_AVRNN_DATA)
 digits: .venv/.installed  ## what the f and z of a DSAE hold of spoken digits, 2 seeds
 	$(STUDY)/global_features.py --data $(DATA)/fsdd.zip --out examples/results/digits
 
