@@ -40,6 +40,7 @@ class Average:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, p in pyro.get_param_store().named_parameters():
             if name in self.values:
+                self.values[name] = self.values[name].to(p.device)  # a file is read onto the CPU
                 self.values[name].lerp_(p, 1.0 - decay)
             else:
                 self.values[name] = p.detach().clone()

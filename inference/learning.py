@@ -14,6 +14,8 @@ from inference.random import seeded
 from inference.traces import step_densities
 
 Row = Mapping[str, Any]  #: of metrics, as ``fit`` keeps and writes them
+#: least and largest output of the units of a layer, by part, path and width
+_Ranges = dict[tuple[str, str, int], tuple[Tensor, Tensor]]
 
 
 def rise(rows: Sequence[Row]) -> float:
@@ -60,7 +62,8 @@ def dead_units(
     ReLUs die so, by steps that were too large; a unit of a smooth activation hardly can.
 
     Args:
-        model, guide: a pair; their activations are modules of ``torch.nn``.
+        model, guide: a pair; their activations are modules of ``torch.nn``. A program that is
+            not a module itself shows none.
         x: ``(B, T, X)``, enough frames for a unit to show itself.
         mask: ``(B, T)``, True = observed; None for all. Padding counts as a frame.
         seed: of the draws of z.
@@ -69,11 +72,11 @@ def dead_units(
         Dead units and all units by part: "guide", and the model's own, such as "prior".
     """
     of_kind(Tensor, "a tensor (B, T, X)", x=x)
-    ranges: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+    ranges: _Ranges = {}
     with torch.no_grad(), evaluating(model, guide), seeded(seed), _watching(model, guide, ranges):
         step_densities(model, guide, x, mask)
     counts: dict[str, tuple[int, int]] = {}
-    for (part, _), (low, high) in ranges.items():
+    for (part, *_), (low, high) in ranges.items():
         dead, units = counts.get(part, (0, 0))
         counts[part] = dead + int((low == high).sum()), units + low.numel()
     return counts
@@ -118,14 +121,13 @@ def _normal(emission: Any) -> Any:
 
 
 @contextmanager
-def _watching(
-    model: Any, guide: Any, ranges: dict[tuple[str, str], tuple[Tensor, Tensor]]
-) -> Iterator[None]:
+def _watching(model: Any, guide: Any, ranges: _Ranges) -> Iterator[None]:
     """Note the least and largest output of every hidden unit."""
 
-    def watch(key: tuple[str, str]) -> Any:
+    def watch(part: str, path: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, out: Tensor) -> None:
-            low, high = out.flatten(0, -2).aminmax(dim=0)
+            key = part, path, out.shape[-1]  # one module may serve layers of several widths
+            low, high = out.reshape(-1, out.shape[-1]).aminmax(dim=0)
             if key in ranges:
                 low, high = low.minimum(ranges[key][0]), high.maximum(ranges[key][1])
             ranges[key] = low, high
@@ -134,9 +136,9 @@ def _watching(
 
     with ExitStack() as stack:
         for root, name in ((model, "model"), (guide, "guide")):
-            for path, module in root.named_modules():
+            for path, module in root.named_modules() if isinstance(root, nn.Module) else ():
                 if type(module).__module__ == "torch.nn.modules.activation":
                     part = path.split(".")[0] if name == "model" else name
-                    handle = module.register_forward_hook(watch((part, f"{name}.{path}")))
+                    handle = module.register_forward_hook(watch(part, f"{name}.{path}"))
                     stack.callback(handle.remove)
         yield

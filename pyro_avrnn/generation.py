@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution
+from tqdm.auto import tqdm
 
 from inference.densities import require_steps
 from inference.modes import evaluating
@@ -170,7 +171,7 @@ def swap_f(
 def _free_run(model: SequenceModel, state: Any, steps: int, mean: bool) -> Tensor:
     """Observations ``(*batch, S, X)`` of the steps that follow a state ``(*batch, ...)``."""
     observations = []
-    for _ in range(steps):
+    for _ in tqdm(range(steps), "generate", delay=2.0, leave=False, disable=None):
         z_t = model.transition(state).sample() if model.z_dim else model.hidden(state)[..., :0]
         emission = model.emission(z_t, state)
         x_t = _mean(emission) if mean else emission.sample()

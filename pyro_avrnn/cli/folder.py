@@ -18,6 +18,7 @@ DERIVED = (
     *("table.md", "learning.md", "metrics.csv", "posterior.nc"),
     *("learning_curves.png", "critic_curves.png", "rate.png"),
     *("sequences.png", "posterior.png", "filter.png"),
+    *("candidates.csv", "rows.txt"),  # of a search
 )
 
 

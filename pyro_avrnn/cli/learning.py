@@ -42,7 +42,8 @@ def notes(results: Sequence[Result]) -> list[str]:
 
     def counted(of_row: list[Result]) -> str:
         all_seeds = seeds[of_row[0]["row"]]
-        return f"{cell([r['rise'] for r in of_row])}, {len(of_row)} of {all_seeds} seeds"
+        many = f"{len(of_row)} of {all_seeds} seed{'s' if all_seeds > 1 else ''}"
+        return f"{cell([r['rise'] for r in of_row])}, {many}"
 
     found = {
         "**Still rising** at the end of the budget, so that more steps may help": named(

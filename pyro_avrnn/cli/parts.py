@@ -7,6 +7,7 @@ import torch
 from pyro.optim import PyroOptim
 
 from inference import ELBO, FIVO, IWAE, AdaptiveClip, Adversarial, Alternating
+from inference.clipping import Clipper
 from inference.divergences import clip, gradient_penalty, spectral, wasserstein
 from inference.objectives import Objective
 from inference.protocols import Hook
@@ -73,11 +74,12 @@ def _clip(text: str) -> float | AdaptiveClip | None:
     try:
         if text == "none":
             return None
-        return AdaptiveClip(float(text[:-1])) if text.endswith("x") else float(text)
+        limit = AdaptiveClip(float(text[:-1])) if text.endswith("x") else float(text)
+        return Clipper(limit).clip  # which refuses what is no bound
     except ValueError:
         raise ValueError(
-            "--clip-norm must be a number, a multiple of the running median of at least 1 such as "
-            f"10x, or none, got {text!r}"
+            "--clip-norm must be a number above 0, a multiple of the running median of at least 1 "
+            f"such as 10x, or none, got {text!r}"
         ) from None
 
 
@@ -121,8 +123,6 @@ def _emission(training: Training, data: Dataset) -> dict[str, Any]:
         waveform = data.sample_rate is not None
         network = {"network": "causal", "lags": training.lags} if waveform else {}
         options |= {"of": own, "width": training.width, **network}
-    elif emission != own:
-        options = {}
     return {"emission": emission, "emission_options": options or None}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from inference.files import write_csv, write_text
 from pyro_avrnn.cli.compare import run_rows
 from pyro_avrnn.cli.comparison import Comparison
-from pyro_avrnn.cli.options import option, options_of
+from pyro_avrnn.cli.options import kind_of, option, options_of
 from pyro_avrnn.cli.report import validation_bound
 from pyro_avrnn.cli.rows import Training, parse
 from pyro_avrnn.cli.runs import Result
@@ -19,9 +19,15 @@ from pyro_avrnn.cli.settings import Settings
 from pyro_avrnn.cli.tables import markdown
 from pyro_avrnn.data import Dataset
 from pyro_avrnn.data._checks import optional
+from pyro_avrnn.recipes import OWN
 
 #: options that a row without latents does not have
 _OF_LATENTS = ("kl", "guide", "prior", "z_dim", "bound", "particles", "prior_gradient")
+#: options that a row without a critic does not have
+_OF_CRITICS = (
+    *("weight", "critic", "constraint", "strength", "on", "standardise"),
+    *("critic_dim", "critic_steps", "critic_lr", "adversarial_lr", "detach_state"),
+)
 
 
 @dataclass(frozen=True)
@@ -99,50 +105,43 @@ class _Studies:
                 f"--space must hold options of a row such as lr=0.001~0.01 or dropout=0|0.1, got "
                 f"{text!r}"
             )
-        low, tilde, high = values.partition("~")
-        if not tilde:
-            return name, self.optuna.distributions.CategoricalDistribution(values.split("|"))
+        kinds = self.optuna.distributions
+        if "~" not in values:
+            return name, kinds.CategoricalDistribution(values.split("|"))
+        whole = kind_of(options_of(Training)[name])[0] is int
         try:
-            return name, self.optuna.distributions.FloatDistribution(
-                float(low), float(high), log=True
-            )
+            low, high = map(int if whole else float, values.split("~"))
+            if not 0 < low < high < math.inf:
+                raise ValueError
         except ValueError:
+            numbers = " of whole numbers" if whole else ""
             raise ValueError(
-                f"--space {name} must be low~high with 0 < low < high, got {values}"
+                f"--space {name} must be low~high{numbers} with 0 < low < high, got {values}"
             ) from None
+        return name, (kinds.IntDistribution if whole else kinds.FloatDistribution)(
+            low, high, log=True
+        )
 
     def tell(self, results: list[Result], comparison: Comparison) -> None:
         """Give the studies their values: the mean bound over seeds."""
+        seeds = range(comparison.first_seed, comparison.first_seed + comparison.seeds)
         for label, trial in self.trials.items():
             row, _ = self.candidates[label]
-            bounds = [_bound(r) for r in results if r["row"] == label]
-            if bounds and len(bounds) == comparison.seeds:
-                mean = sum(bounds) / len(bounds)
+            bounds = [_bound(r) for r in results if r["row"] == label and r["seed"] in seeds]
+            if len(bounds) == comparison.seeds:
                 trial.set_user_attr("row", label)
-                self.studies[row].tell(trial, mean if math.isfinite(mean) else -1e30)
+                if math.isfinite(mean := sum(bounds) / len(bounds)):  # else it wins nothing
+                    self.studies[row].tell(trial, mean)
 
     def write(self, out: Path, results: list[Result], command: str) -> list[Path]:
         """All candidates as CSV, the winners as a table and as rows for ``avrnn compare``."""
-        records = []
-        for label, (row, number) in self.candidates.items():
-            for r in (r for r in results if r["row"] == label):
-                records.append(
-                    {
-                        "row": row,
-                        "candidate": number,
-                        "seed": r["seed"],
-                        **self.chosen[label],
-                        "validation": _bound(r),
-                        "best_step": r.get("best_step"),
-                        "still_rising": r.get("still_rising"),
-                        "clipped_share": r.get("clipped_share"),
-                        "seconds": r.get("seconds"),
-                        "commit": r["commit"],
-                        "written": label,
-                    }
-                )
+        records = self._records(results)
         write_csv(out / "candidates.csv", records)
-        winners = {row: study.best_trial for row, study in self.studies.items() if study.trials}
+        winners = {
+            row: study.best_trial
+            for row, study in self.studies.items()
+            if any(trial.value is not None for trial in study.trials)
+        }
         lines = [
             (
                 f"`{best.user_attrs['row']}`",
@@ -153,17 +152,43 @@ class _Studies:
             for row, best in winners.items()
         ]
         head = ["winner of each row", "validation bound", "median of the row", "candidates"]
-        text = f"{markdown(head, lines)}\n\n* Made by `{command}`."
+        without = [row for row in self.studies if row not in winners]
+        notes = [f"No candidate of `{row}` has a bound." for row in without]
+        notes.append(f"Made by `{command}`.")
+        text = markdown(head, lines) + "\n\n" + "\n".join(f"* {note}" for note in notes)
         print(text)
         write_text(out / "table.md", text + "\n")
         rows = "".join(f"{best.user_attrs['row']}\n" for best in winners.values())
         write_text(out / "rows.txt", rows)
         return [out / "candidates.csv", out / "table.md", out / "rows.txt"]
 
+    def _records(self, results: list[Result]) -> list[dict[str, Any]]:
+        """One line for each training."""
+        return [
+            {
+                "row": row,
+                "candidate": number,
+                "seed": r["seed"],
+                **self.chosen[label],
+                "validation": _bound(r),
+                "best_step": r.get("best_step"),
+                "still_rising": r.get("still_rising"),
+                "clipped_share": r.get("clipped_share"),
+                "seconds": r.get("seconds"),
+                "commit": r["commit"],
+                "written": label,
+            }
+            for label, (row, number) in self.candidates.items()
+            for r in results
+            if r["row"] == label
+        ]
+
 
 def _applies(row: Training, name: str) -> bool:
     """Whether the search may set this option of a row."""
-    if row.schedule == "none" and name in _OF_LATENTS:
+    if name in _OF_LATENTS and row.schedule == "none" or name in _OF_CRITICS and row.view is None:
+        return False
+    if name in ("prior", "guide", "cell") and name not in OWN[row.model]:
         return False
     if name == "kl" and not isinstance(row.kl, tuple):
         return False  # a row that has no ramp by its name has none to tune

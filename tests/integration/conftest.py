@@ -26,7 +26,7 @@ def serial(single: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def train(
         tasks: list[Task], comparison: Comparison, settings: Settings
     ) -> Iterator[dict[str, Any]]:
-        loaded = data.load(comparison.data, **comparison.reader_options())
+        loaded = data.load(comparison.data, **comparison.reader_options(settings))
         for task in tasks:
             yield run(task, loaded, settings, lambda steps: None, comparison.resume)
 

@@ -26,7 +26,7 @@ from pyro_avrnn.cli.settings import Settings
 
 TINY = ["--steps", "6", "--h-dim", "8", "--z-dim", "2", "--particles", "25", "--jobs", "1"]
 PICTURES = ("learning_curves", "critic_curves", "rate", "sequences", "posterior", "filter")
-FILES = ("results.json", "metrics.csv", "table.md", "posterior.nc") + tuple(
+FILES = ("results.json", "metrics.csv", "table.md", "learning.md", "posterior.nc") + tuple(
     f"{name}.png" for name in PICTURES
 )
 KEYS = {
@@ -34,6 +34,7 @@ KEYS = {
     *("iwae_per_frame", "elbo_per_frame", "reconstruction_per_frame", "kl_per_frame"),
     *("fivo_per_frame", "fivo_per_frame_se", "fivo_particles", "filter_ess"),
     *("num_particles", "frames", "seconds", "standardisation", "min_scale"),
+    *("rise", "still_rising", "clipped_share", "gradient_norms", "dead_units"),
 }
 
 
@@ -169,8 +170,8 @@ def test_a_segments_length_goes_to_the_reader(
     cases = (["rolls.mat"], ["ROLLS.MAT", "7"], ["t.zip"], [str(tmp_path), "7"], ["vowels"])
     for source, *segment in cases:
         given = ["--segment", *segment] if segment else []
-        comparison, _ = understood(["--data", source, *given], monkeypatch)
-        asked.append(comparison.reader_options())
+        comparison, settings = understood(["--data", source, *given], monkeypatch)
+        asked.append(comparison.reader_options(settings))
     assert asked == [{}, {"segment": 7}, {"segment": 100}, {"segment": 7}, {}]
 
 
@@ -379,7 +380,7 @@ def test_bad_data_is_one_sentence(
         (["--rows", "rnn:model=vrnn"], "model must be one of rnn, got 'vrnn'"),
         (["--rows", "elbo:model=dmm,cell=lstm"], "cell is no part of the model 'dmm', got 'lstm'"),
         (["--rows", "elbo:guide=residual,prior=flow"], "corrects the prior's mean, which a "),
-        (["--mu-law", "16"], "--mu-law is for TIMIT, got --data vowels"),
+        (["--mu-law", "16"], r"--mu-law is for speech \(TIMIT, LibriSpeech\), got --data vowels"),
         (["--rows", "elbo:cell=rnn"], "cell must be one of gru, lstm, got"),
         (["--rows", "joint:critic=cnn"], "critic must be one of lstm, feedforward, got"),
         (["--views", "sideways"], "a row must be one of .*, got 'sideways'"),
@@ -394,12 +395,12 @@ def test_bad_data_is_one_sentence(
         (["--min-scale", "-1"], "--min-scale must be at least 0, got -1"),
         (["--min-scale", "nan"], "--min-scale must be at least 0, got nan"),
         (["--lr", "0"], "--lr must be more than 0, got 0"),
-        (["--clip-norm", "-5"], "--clip-norm must be more than 0, got -5"),
+        (["--clip-norm", "-5"], "--clip-norm must be a number above 0, .*, got '-5'"),
         (["--weight-decay", "-1"], "--weight-decay must be at least 0, got -1"),
         (["--data", ""], "source must be 'vowels'"),
         (
             ["--segment", "5"],
-            r"--segment is for TIMIT and piano rolls \(\.mat\), got --data vowels",
+            r"--segment is for speech \(.*\) and piano rolls \(\.mat\), got --data vowels",
         ),
         (["--data", "a.npz", "--segment", "5"], r"--segment is for .*, got --data a\.npz"),
         (["--validate-by", "elbo"], "invalid choice: 'elbo'"),

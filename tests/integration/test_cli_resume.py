@@ -104,6 +104,7 @@ def same_files(a: Path, b: Path) -> bool:
             "elbo-annealed",
             {"lr_decay": "cosine", "lr_warmup": 0.1, "weight_decay": 0.01, "average": 0.9},
         ),
+        ("elbo:clip_norm=1x,average=0.8", {"window": 2, "batches": "sorted-rest", "steps": 15}),
         ("iwae:dropout=0.3", {"validate_by": "fivo"}),
         ("fivo", {"validate_by": "fivo", "patience": 2}),
         ("conditional", {}),
@@ -179,7 +180,7 @@ def serial(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
         tasks: list[Task], comparison: Comparison, settings: Settings
     ) -> Iterator[dict[str, Any]]:
         progress = Progress(interrupt[0])
-        loaded = data.load(comparison.data, **comparison.reader_options())
+        loaded = data.load(comparison.data, **comparison.reader_options(settings))
         for task in tasks:
             yield run(task, loaded, settings, progress, comparison.resume)
 
@@ -245,7 +246,13 @@ def test_other_settings_than_those_of_a_training_begun_are_refused(
     settings = read(tmp_path / "out" / "rows" / "settings.json")
     assert settings["settings"] == asdict(Settings(**SETTINGS)) and settings["data"] == "waves"
     assert not (tmp_path / "out" / "results.json").exists()
-    for change in ("--lr=0.1", "--steps=20", "--h-dim=4", "--validate-by=fivo", "--lr-decay"):
+    for change in (
+        "--lr=0.1",
+        "--steps=20",
+        "--h-dim=4",
+        "--validate-by=fivo",
+        "--lr-decay=linear",
+    ):
         said = refused([*command, "--resume", change], capsys)
         assert "holds row 'one that was begun' made from other data or with other settings" in said
     np.savez(source, x=np.random.default_rng(1).normal(size=(12, 6, 3)))
@@ -298,17 +305,35 @@ def test_a_new_start_forgets_what_an_earlier_one_had_begun(
     assert a == b
 
 
-def test_rows_of_other_segments_are_not_kept(
-    tmp_path: Path, serial: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def music(folder: Path) -> Path:
+    """Ten pieces of six steps and five keys."""
     random, content = np.random.default_rng(0), {}
     for split, count in (("train", 6), ("valid", 2), ("test", 2)):
         rolls = np.empty((1, count), dtype=object)
         for i in range(count):
             rolls[0, i] = (random.uniform(size=(6, 5)) < 0.3).astype(np.uint8)
         content[f"{split}data"] = rolls
-    scipy.io.savemat(tmp_path / "rolls.mat", content)
-    base = [*COMMAND, "--rows", "rnn", "--data", str(tmp_path / "rolls.mat")]
+    scipy.io.savemat(folder / "rolls.mat", content)
+    return folder / "rolls.mat"
+
+
+def test_transposed_pieces_are_the_same_after_an_interrupt(tmp_path: Path) -> None:
+    rolls = data.load(music(tmp_path), transpose=2)
+    text = "elbo-annealed:emission=autoregressive,batch_size=2"
+    whole, _ = trained(tmp_path / "whole", rolls, text)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "parts", rolls, text, interrupt_at=5)
+    result, announced = trained(tmp_path / "parts", rolls, text, resume=True)
+    assert announced[0] == 3 and without_time(result) == without_time(whole)
+    assert same_files(tmp_path / "parts", tmp_path / "whole")
+    still, _ = trained(tmp_path / "still", data.load(music(tmp_path)), text)
+    assert not same_files(tmp_path / "still", tmp_path / "whole")  # it makes a difference
+
+
+def test_rows_of_other_segments_are_not_kept(
+    tmp_path: Path, serial: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [*COMMAND, "--rows", "rnn", "--data", str(music(tmp_path))]
     base += ["--out", str(tmp_path / "out")]
     assert main(base) == 0
     assert main([*base, "--segment=2", "--resume"]) == 2

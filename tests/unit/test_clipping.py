@@ -13,7 +13,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
-from inference import Validation, fit
+from inference import Records, Validation, fit
 from inference.averages import Average
 from inference.clipping import AdaptiveClip, Clipper
 from inference.schedules import LearningRate
@@ -77,6 +77,74 @@ def test_the_bound_is_a_multiple_of_the_median_of_what_was_applied() -> None:
     assert clipper.factor(10.0) == 1.0  # it has followed
 
 
+def test_a_training_survives_a_spike_and_its_bound_does_not_move_for_a_hundred_steps() -> None:
+    """Against the same descent by hand, with a median of Python's own."""
+    lr, spike = 1e-3, 120
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(221, generator=generator) + 0.5  # gradients of about 1 at loc 0
+    values[::2] *= -1.0
+    values[spike] = 1e6
+    seen: list[float] = []
+
+    def look(*_: Any) -> dict[str, float]:
+        seen.append(float(pyro.param("loc").detach()))
+        return {}
+
+    svi = SVI(model, guide, pyro.optim.SGD({"lr": lr}), Trace_ELBO())
+    batches = [(v.reshape(1, 1, 1),) for v in values]
+    given: dict[str, Any] = {"clip_norm": AdaptiveClip(), "hooks": [look], "progress": False}
+    rows = fit(svi, batches, steps=len(batches), records=Records(every=1), **given).rows
+    loc, expected, applied, bounds = 0.0, list[float](), list[float](), list[float]()
+    for i, value in enumerate(values.tolist()):
+        gradient = loc - value
+        bounds.append(math.inf if i < 10 else 4.0 * median(applied[-100:]))
+        applied.append(min(abs(gradient), bounds[-1]))
+        loc -= lr * math.copysign(applied[-1], gradient)
+        expected.append(loc)
+    torch.testing.assert_close(seen, expected, rtol=1e-8, atol=1e-12)
+    norms = [row["gradient_norm"] for row in rows]  # as they were, not as they were applied
+    assert norms[spike] == pytest.approx(1e6, rel=1e-5) and max(seen) < 1.0
+    assert abs(seen[spike] - seen[spike - 1]) == pytest.approx(lr * bounds[spike], rel=1e-8)
+    assert bounds[spike + 1 :] == pytest.approx([bounds[spike]] * 100, rel=0.1)
+    clipped = [sum(norm > bound for norm, bound in zip(norms, bounds, strict=True))]
+    assert clipped == [1] and rows[-1]["clipped_share"] == 0.0  # it left the window of 100 steps
+    assert rows[spike]["clipped_share"] == rows[-2]["clipped_share"] == 0.01
+
+
+def test_a_clipper_goes_on_as_one_that_was_not_stopped() -> None:
+    norms = (5.0 * torch.rand(150, generator=torch.Generator().manual_seed(1))).tolist()
+    whole, first, rest = (Clipper(AdaptiveClip(1.3, window=20)) for _ in range(3))
+    expected = [whole.factor(norm) for norm in norms]
+    found = [first.factor(norm) for norm in norms[:70]]
+    assert first.share == sum(factor < 1.0 for factor in expected[:70]) / 70
+    rest.load_state_dict(first.state_dict())
+    assert found + [rest.factor(norm) for norm in norms[70:]] == expected
+    assert rest.state_dict() == whole.state_dict() and min(expected) < 1.0
+    assert rest.share == sum(factor < 1.0 for factor in expected[-100:]) / 100
+
+
+def test_a_warning_is_not_told_again_after_resuming() -> None:
+    fixed = Clipper(1.0)
+    with pytest.warns(UserWarning, match="clip_norm=1.0 cut 100%"):
+        for _ in range(100):
+            fixed.factor(3.0)
+    again = Clipper(1.0)
+    again.load_state_dict(fixed.state_dict())
+    again.factor(3.0)  # warnings are errors here
+    assert again.share == 1.0 and again.bound == 1.0 and Clipper(None).bound == math.inf
+
+
+@pytest.mark.parametrize(("cut", "told"), [(50, False), (51, True)])
+def test_a_bound_that_cuts_more_than_half_of_the_steps_is_told(cut: int, told: bool) -> None:
+    clipper = Clipper(2.0)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for i in range(100):
+            assert clipper.factor(5.0 if i < cut else 1.0) == (0.4 if i < cut else 1.0)
+    said = [str(warning.message).split(" of the")[0] for warning in found]
+    assert said == [f"clip_norm=2.0 cut {cut}%"] * told
+
+
 @pytest.mark.parametrize("clip", [0.0, -1.0, math.nan, math.inf])
 def test_bounds_that_are_none_are_refused(clip: float) -> None:
     with pytest.raises(ValueError, match="^clip_norm must be"):
@@ -113,6 +181,54 @@ def test_the_average_is_that_of_all_steps_and_training_does_not_see_it() -> None
 def test_a_decay_outside_zero_to_one_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match="average must be a decay between 0 and 1"):
         Average(decay)
+
+
+def test_without_validation_a_run_ends_with_the_average() -> None:
+    x = torch.full((4, 1, 1), 10.0)
+    train(x, 2, lr=0.025, average=0.9)  # trained: 1, then 1.9; the second weighs 9 in 12
+    assert float(pyro.param("loc").detach()) == pytest.approx(0.25 * 1.0 + 0.75 * 1.9)
+
+
+def test_an_average_of_constrained_parameters_stays_inside_and_hooks_see_what_is_trained() -> None:
+    seen: list[float] = []
+
+    def scaled(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(0.5), constraint=dist.constraints.positive)
+        with pyro.plate("sequences", len(x), dim=-1):
+            pyro.sample("x_1", dist.Normal(0.0, scale), obs=x[:, 0, 0])
+
+    def look(*_: Any) -> dict[str, float]:
+        seen.append(float(pyro.param("scale").detach().log()))
+        return {}
+
+    svi = SVI(scaled, guide, pyro.optim.SGD({"lr": 0.01}), Trace_ELBO())
+    fit(svi, [(torch.full((4, 1, 1), 2.0),)], steps=3, progress=False, hooks=[look], average=0.5)
+    average = seen[0]
+    for n, value in enumerate(seen[1:], start=2):  # of the logarithm, which is what is trained
+        decay = min(0.5, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * value
+    assert float(pyro.param("scale").detach()) == pytest.approx(math.exp(average))
+    assert seen[0] < seen[1] < seen[2]
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_a_learning_rate_is_a_factor_on_each_step(decay: str) -> None:
+    x, seen, rate = torch.full((1, 1, 1), 10.0), [0.0], LearningRate(decay, warmup=0.3, end=0.1)
+
+    def look(*_: Any) -> dict[str, float]:
+        seen.append(float(pyro.param("loc").detach()))
+        return {}
+
+    train(x, 10, lr=0.1, lr_schedule=rate, hooks=[look])
+    moved = [(b - a) / (0.1 * (10.0 - a)) for a, b in zip(seen, seen[1:], strict=False)]
+    fractions = [(i / 10 - 0.3) / 0.7 for i in range(3, 10)]  # of what the warm-up leaves
+    shape = {
+        "constant": [1.0] * 7,
+        "linear": [1.0 - at for at in fractions],
+        "cosine": [math.cos(math.pi * at / 2) ** 2 for at in fractions],
+    }[decay]
+    expected = [0.0, 1 / 3, 2 / 3, *(0.1 + 0.9 * height for height in shape)]
+    assert moved == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_learning_rates_warm_up_and_decay() -> None:

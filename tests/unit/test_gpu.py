@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pyro
 import pytest
@@ -10,6 +11,7 @@ from inference import (
     FIVO,
     IWAE,
     Adversarial,
+    Checkpointing,
     Validation,
     evaluate,
     fit,
@@ -113,3 +115,30 @@ def test_speech_on_levels_runs_on_the_gpu() -> None:
     b = there.model.rollout(there.guide, x.cuda(), z=z.cuda()).log_weight
     torch.testing.assert_close(a, b.cpu(), rtol=1e-9, atol=1e-9)
     b.sum().backward()
+
+
+def test_a_run_with_an_average_goes_on_on_the_gpu(tmp_path: Path) -> None:
+    """Its file is read onto the CPU."""
+
+    def run(steps_done: int | None, resume: bool = False) -> list[dict[str, float]]:
+        def progress(done: int) -> None:
+            if len(counted.append(done) or counted) == steps_done:
+                raise KeyboardInterrupt
+
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        counted, r = list[int](), recipes.vrnn(3, 2, 8)
+        r.model.cuda()
+        r.guide.cuda()
+        x = torch.randn(4, 5, 3).cuda()
+        svi = SVI(r.model, r.guide, pyro.optim.Adam({"lr": 1e-3}), ELBO())
+        saved = Checkpointing(tmp_path / f"{steps_done or resume}.pt", every=1, resume=resume)
+        given = {"average": 0.9, "checkpoint": saved, "progress": progress, "seed": 0}
+        return fit(svi, [(x,)], steps=4, validation=Validation((x,), every=1), **given).rows
+
+    whole = run(None)
+    with pytest.raises(KeyboardInterrupt):
+        run(2)
+    (tmp_path / "2.pt").rename(tmp_path / "True.pt")
+    bounds = [row["validation_bound"] for row in run(None, resume=True)]
+    assert bounds == pytest.approx([row["validation_bound"] for row in whole], rel=1e-9)

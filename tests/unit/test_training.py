@@ -133,7 +133,9 @@ def test_metrics_hold_every_term_and_go_to_a_csv_file(tmp_path: Path) -> None:
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 6]
+    parts = ("guide", "prior", "decoder", "cell", "encode_x", "encode_z")
     wanted = {"step", "loss", "elbo", "kl", "kl_weight", "reconstruction", "gradient_norm"}
+    wanted |= {f"gradient_norm_{part}" for part in parts} | {"clipped_share"}
     assert wanted | {"extra", "validation_bound"} == set(rows[0])
     for written, row in zip(rows, history.rows, strict=True):
         assert {k: float(v) for k, v in written.items() if v} == {
