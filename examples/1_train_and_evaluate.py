@@ -16,7 +16,7 @@ import pyro
 import torch
 from pyro.infer import SVI, Trace_ELBO
 
-from inference import ELBO, Ramp, evaluate, fit, seeded
+from inference import ELBO, AdaptiveClip, Ramp, evaluate, fit, seeded
 from pyro_avrnn import recipes
 from pyro_avrnn.data import Batches, independent_baseline, vowels
 from pyro_avrnn.generation import generate
@@ -52,7 +52,7 @@ for name, make in models.items():
             steps=20 if args.smoke else args.steps,
             # The best parameters on the validation set are kept, not the last ones.
             validation=(data.valid.x, data.valid.mask),
-            clip_norm=5.0,
+            clip_norm=AdaptiveClip(),
             seed=0,
             progress=name,
         )

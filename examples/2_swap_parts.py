@@ -24,7 +24,7 @@ import pyro
 import torch
 from pyro.infer import SVI
 
-from inference import ELBO, Ramp, evaluate, fit, seeded
+from inference import ELBO, AdaptiveClip, Ramp, evaluate, fit, seeded
 from pyro_avrnn import recipes
 from pyro_avrnn.data import Batches, vowels
 
@@ -61,7 +61,7 @@ args = parser.parse_args()
 torch.set_num_threads(1)
 data = vowels()
 steps, test = (3, data.test.select(range(20))) if args.smoke else (args.steps, data.test)
-training = {"validation": (data.valid.x, data.valid.mask), "clip_norm": 5.0, "seed": 0}
+training = {"validation": (data.valid.x, data.valid.mask), "clip_norm": AdaptiveClip(), "seed": 0}
 
 for name, make in variants.items():
     with pyro.get_param_store().scope(), seeded(0):

@@ -21,6 +21,7 @@ import torch
 from pyro.infer import SVI
 
 from inference import ELBO, Adversarial, Ramp, evaluate, fit, seeded, spectral, wasserstein
+from inference.clipping import AdaptiveClip
 from pyro_avrnn import recipes
 from pyro_avrnn.data import Batches, vowels
 
@@ -58,7 +59,7 @@ for name, (kl_weight, weight) in rows.items():
             steps=steps,
             hooks=hooks,
             validation=(data.valid.x, data.valid.mask),
-            clip_norm=5.0,
+            clip_norm=AdaptiveClip(),
             seed=0,
             progress=name,
         )

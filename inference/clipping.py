@@ -32,7 +32,7 @@ class AdaptiveClip:
         window: steps that the median is of.
     """
 
-    multiple: float = 4.0
+    multiple: float = 10.0
     window: int = 100
 
     def __post_init__(self) -> None:

@@ -15,8 +15,10 @@ from pyro.infer import SVI
 
 from inference import (
     ELBO,
+    AdaptiveClip,
     DegenerateWeightsError,
     History,
+    LearningRate,
     NonFiniteLossError,
     Ramp,
     Validation,
@@ -78,7 +80,7 @@ def train(
     lr: float = 2e-3,
     lr_decay: bool = False,
     batch_size: int = 64,
-    clip_norm: float | None = 5.0,
+    clip_norm: float | AdaptiveClip | None = AdaptiveClip(10.0),  # noqa: B008 - frozen
     validations: int = 20,
     num_particles: int = 16,
     title: str | None = None,
@@ -94,7 +96,7 @@ def train(
         lr: learning rate.
         lr_decay: let the learning rate fall linearly to a tenth.
         batch_size: sequences per step.
-        clip_norm: bound on the norm of the gradient per frame.
+        clip_norm: as of ``fit``.
         validations: how often the bound is computed.
         num_particles: of the validation bound.
         title: of the progress bar; None shows none.
@@ -110,7 +112,7 @@ def train(
         steps=steps,
         validation=validation,
         clip_norm=clip_norm,
-        lr_schedule=(lambda at: 1.0 - 0.9 * at) if lr_decay else None,
+        lr_schedule=LearningRate("linear", end=0.1) if lr_decay else None,
         seed=seed,
         progress=False if title is None else title,
     )
@@ -199,7 +201,7 @@ def compare(
     """
     out = settings["out"]
     given = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    status = avrnn(["compare", *given, "--lr-decay", "--resume", "--rows", *rows])
+    status = avrnn(["compare", *given, "--lr-decay", "linear", "--resume", "--rows", *rows])
     if status > 1:  # 1: some training stopped early
         return status
     publish(out, name, table(json.loads((out / "results.json").read_text())))

@@ -50,7 +50,6 @@ SETTINGS: dict[str, Any] = {
     "h_dim": 96,
     "batch_size": 64,
     "lr": 2e-3,  # falls to a tenth over the run
-    "clip_norm": 5.0,
     "steps": 2500,
     "particles": 16,  # of IWAE
 }
@@ -76,7 +75,7 @@ def train(
             r,
             ELBO(kl_weight=Ramp(0, 1, over=kl_ramp) if kl_ramp else 1.0),
             data,
-            **{name: settings[name] for name in ("steps", "lr", "batch_size", "clip_norm")},
+            **{name: settings[name] for name in ("steps", "lr", "batch_size")},
             seed=seed,
             lr_decay=True,
             num_particles=1,

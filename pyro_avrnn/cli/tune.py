@@ -13,7 +13,7 @@ from pyro_avrnn.cli.compare import run_rows
 from pyro_avrnn.cli.comparison import Comparison
 from pyro_avrnn.cli.options import kind_of, option, options_of
 from pyro_avrnn.cli.report import validation_bound
-from pyro_avrnn.cli.rows import Training, parse
+from pyro_avrnn.cli.rows import ROWS, Training, parse
 from pyro_avrnn.cli.runs import Result
 from pyro_avrnn.cli.settings import Settings
 from pyro_avrnn.cli.tables import markdown
@@ -190,6 +190,8 @@ def _applies(row: Training, name: str) -> bool:
         return False
     if name in ("prior", "guide", "cell") and name not in OWN[row.model]:
         return False
+    if name == "guide" and ROWS[row.label.partition(":")[0]].guide is not None:
+        return False  # its name says which
     if name == "kl" and not isinstance(row.kl, tuple):
         return False  # a row that has no ramp by its name has none to tune
     given = (pair.partition("=")[0] for pair in row.label.partition(":")[2].split(","))
