@@ -4,13 +4,14 @@ BIN := .venv/bin
 OUT ?= runs/demo
 BASE ?= HEAD
 PYRO_AVRNN_DATA ?= ../shared/data
-# fsdd.zip, librispeech_100spk.zip and mnist_5k.csv.gz lie in DATA
+# fsdd.zip, librispeech_100spk.zip and mnist_5k.csv.gz lie in DATA, the piano rolls (.mat) in MUSIC
 DATA ?= $(PYRO_AVRNN_DATA)
+MUSIC ?= $(PYRO_AVRNN_DATA)
 TIMIT ?= $(PYRO_AVRNN_DATA)/timit.zip
 STUDY := $(BIN)/python examples/studies
 
 .PHONY: help demo test lint lint-format lint-rules lint-types lint-sizes hooks compare figures faults shrink clean \
-	handbrakes baselines vowels timit tune-vowels tune-timit exact tune-music music music-models speech digits \
+	handbrakes baselines adversarial chords vowels timit tune-vowels tune-timit exact tune-music music music-models speech digits \
 	images zoo swap benchmark
 
 help:  ## this list
@@ -122,7 +123,10 @@ handbrakes: .venv/.installed  ## what holds a training on TIMIT back, 3 seeds
 
 # Baselines: the same random search for every row, on validation; then the winners with 3 seeds. LibriSpeech takes
 # the winners of TIMIT. `make baselines-timit` is one set, OF_timit its options, STEPS_timit those of search and run.
-SETS := timit vowels librispeech digits bits
+SPOKEN_SETS := timit vowels librispeech digits bits
+AGAINST := adversarial-timit adversarial-vowels
+PLAYED := jsb nottingham piano
+SETS := $(SPOKEN_SETS) $(AGAINST) $(PLAYED)
 GUIDES := $(foreach g,filtering smoothing,elbo-annealed:guide=$(g) elbo-annealed:guide=$(g),prior=mixture \
 	elbo-annealed:guide=$(g),prior=flow)
 SPACE := lr=0.0005~0.005 clip_norm=none|10x|1x kl=0>1@0.1|0>1@0.25|0>1@0.5
@@ -143,12 +147,39 @@ SPACE_digits := dropout=0|0.1
 SPACE_bits := features=mlp|loudness
 MORE_bits := emission=autoregressive,components=3,width=32
 comma := ,
-rows_of = $(if $(MORE_$(1)),rnn:$(MORE_$(1)) $(GUIDES:%=%$(comma)$(MORE_$(1))),rnn $(GUIDES))
+
+# The critics in the same regime. What the paper leaves open is searched like all else.
+CRITICS := conditional:guide=filtering joint:guide=filtering conditional+kl:guide=filtering joint+kl:guide=filtering
+ROWS_adversarial-timit := elbo-annealed:guide=filtering alternating alternating:guide=filtering $(CRITICS)
+ROWS_adversarial-vowels := $(ROWS_adversarial-timit)
+OF_adversarial-timit := $(OF_timit)
+OF_adversarial-vowels := $(OF_vowels)
+STEPS_adversarial-timit := $(STEPS_timit)
+STEPS_adversarial-vowels := $(STEPS_vowels)
+SPACE_adversarial-timit := $(SPACE_timit) weight=0>1@0.5|0>10@0.5|0>100@0.5|30 adversarial_lr=0.00005|0.0005
+SPACE_adversarial-vowels := $(SPACE_vowels) weight=0>0.3@0.5|0>3@0.5|0>30@0.5|30 adversarial_lr=0.00005|0.0005
+
+# Chords whose keys depend on each other, with and without latents.
+CHORDS := emission=autoregressive,activation=silu
+NOTES := rnn:$(CHORDS) elbo-annealed:$(CHORDS) fivo:kl=0>1@0.5,$(CHORDS)
+$(foreach set,$(PLAYED),$(eval ROWS_$(set) := $(NOTES)))
+$(foreach set,$(PLAYED),$(eval SPACE_$(set) := h_dim=64|128|256 dropout=0.1|0.3 average=0|0.99))
+ROLLS := --z-dim 32 --batch-size 32 --validate-by fivo --particles 128 --transpose 5
+OF_jsb = --data $(MUSIC)/JSB_Chorales.mat $(ROLLS)
+OF_nottingham = --data $(MUSIC)/Nottingham.mat --segment 100 $(ROLLS)
+OF_piano = --data $(MUSIC)/Piano_midi.mat --segment 100 $(ROLLS)
+STEPS_jsb := 1500 6000
+STEPS_nottingham := 1000 6000
+STEPS_piano := 1000 4000
+
+rows_of = $(or $(ROWS_$(1)),$(if $(MORE_$(1)),rnn:$(MORE_$(1)) $(GUIDES:%=%$(comma)$(MORE_$(1))),rnn $(GUIDES)))
 TUNED = examples/results/tune-baselines-$(1:librispeech=timit)
 RUN := --lr-decay cosine --validate-every 100 --resume
 
 .PHONY: $(SETS:%=baselines-%) $(SETS:%=tune-baselines-%)
-baselines: $(SETS:%=baselines-%)  ## RNN and VRNNs by the ELBO on five sets, tuned, 3 seeds
+baselines: $(SPOKEN_SETS:%=baselines-%)  ## RNN and VRNNs by the ELBO on five sets of speech, tuned, 3 seeds
+adversarial: $(AGAINST:%=baselines-%)  ## the ELBO against the critics in the same regime, 3 seeds
+chords: $(PLAYED:%=baselines-%)  ## RNN and VRNN with autoregressive emissions on piano rolls, tuned, 3 seeds
 
 $(SETS:%=tune-baselines-%): tune-baselines-%: .venv/.installed
 	$(if $(SPACE_$*),$(BIN)/avrnn tune $(OF_$*) $(RUN) --steps $(firstword $(STEPS_$*)) --trials 6 \
@@ -161,8 +192,6 @@ $(SETS:%=baselines-%): baselines-%: tune-baselines-%
 exact: .venv/.installed  ## bounds, filters and guides against exact answers, 15 seconds
 	$(STUDY)/exact_references.py --out examples/results/exact
 
-# Piano rolls: JSB_Chorales.mat, Nottingham.mat, Piano_midi.mat lie in MUSIC.
-MUSIC ?= $(PYRO_AVRNN_DATA)
 SONGS := $(STUDY)/polyphonic_music.py
 tune-music: .venv/.installed  ## choose the settings of `music`: 2 candidates each, JSB, validation split, 1 seed
 	$(SONGS) $(MUSIC)/JSB_Chorales.mat --tune --out examples/results/tune-music-jsb
