@@ -6,12 +6,12 @@ https://arxiv.org/abs/1811.05381. Model and training are those of 1_train_and_ev
 
 Expect, in nats per frame (seed 0, 1,500 steps, one thread; four minutes):
 
-    annealed ELBO          IWAE  1.70 ± 0.23  ELBO  1.05  KL 3.82
-    critic next to the KL  IWAE  1.49 ± 0.23  ELBO  0.80  KL 3.40
-    critic, no KL          IWAE  0.68 ± 0.23  ELBO  0.64  KL 0.03
+    annealed ELBO          IWAE  1.55 ± 0.23  ELBO  0.87  KL 5.10
+    critic next to the KL  IWAE  1.48 ± 0.24  ELBO  0.74  KL 5.44
+    critic, no KL          IWAE  1.07 ± 0.24  ELBO  1.02  KL 0.05
 
-Next to the KL the critic ties at best: 0.2 less is within the standard error. In place of the KL
-it loses a nat, because z then carries almost nothing. Three seeds in RESULTS.md say the same.
+Next to the KL the critic ties: 0.1 less is within the standard error. In place of the KL it loses
+half a nat, because z then carries almost nothing. Three seeds in RESULTS.md say the same.
 """
 
 import argparse
