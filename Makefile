@@ -142,8 +142,8 @@ STEPS_vowels := 1000 3000
 STEPS_digits := 600 3000
 STEPS_bits := 400 2000
 SPACE_timit := features=mlp|loudness
-SPACE_vowels := dropout=0|0.1
-SPACE_digits := dropout=0|0.1
+SPACE_vowels := dropout=0|0.1 activation=relu|silu
+SPACE_digits := dropout=0|0.1 activation=relu|silu
 SPACE_bits := features=mlp|loudness
 MORE_bits := emission=autoregressive,components=3,width=32
 comma := ,
