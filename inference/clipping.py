@@ -1,4 +1,4 @@
-"""Clipping of gradients: by a bound of one's own, or by one that follows the run's own norms."""
+"""Gradient clipping, by a fixed bound or by one that follows the norms of recent steps."""
 
 import math
 import warnings

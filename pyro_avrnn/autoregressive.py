@@ -80,9 +80,9 @@ class CausalNetwork(nn.Module):
     """Perceptron of the last features before i, the same for all i: for the samples of a signal.
 
     It reads them in units of their root mean square, and the logarithm of that; what it adds to
-    a location is in the same units, so that loud and quiet passages look alike to it. Beside it a
-    linear prediction, whose coefficients depend on the context, as in the coding of speech, moves
-    the location of sample i.
+    a location is in the same units, so that loud and quiet passages look alike to it. A
+    linear prediction is added to the location of sample i, as in speech coding; its coefficients
+    depend on the context.
 
     Args:
         x_dim: X.
@@ -239,7 +239,7 @@ class Ordered(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """That of each feature."""
+        """The support of every feature."""
         return constraints.independent(self.emission.support, 1)
 
     def expand(self, batch_shape: Sequence[int], _instance: "Ordered | None" = None) -> "Ordered":
