@@ -186,7 +186,7 @@ $(SETS:%=tune-baselines-%): tune-baselines-%: .venv/.installed
 		--space $(call quoted,$(SPACE) $(SPACE_$*)) --rows $(call quoted,$(call rows_of,$*)) --out $(call TUNED,$*))
 
 $(SETS:%=baselines-%): baselines-%: tune-baselines-%
-	$(BIN)/avrnn compare $(OF_$*) $(RUN) --steps $(lastword $(STEPS_$*)) --seeds 3 \
+	$(BIN)/avrnn compare $(OF_$*) $(RUN) --patience 10 --steps $(lastword $(STEPS_$*)) --seeds 3 \
 		--rows @$(call TUNED,$*)/rows.txt --out examples/results/baselines-$*
 
 exact: .venv/.installed  ## bounds, filters and guides against exact answers, 15 seconds
