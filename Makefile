@@ -137,10 +137,10 @@ OF_vowels := --data vowels --z-dim 8 --h-dim 64 --batch-size 64
 OF_digits := --data $(DATA)/fsdd.zip --z-dim 16 --h-dim 128 --batch-size 64
 OF_bits := --data $(TIMIT) --pcm 16 --window 100 --z-dim 16 --h-dim 128 --batch-size 8 --particles 16
 STEPS_timit := 600 3000
-STEPS_librispeech := 0 3000
+STEPS_librispeech := 0 2000
 STEPS_vowels := 1000 3000
-STEPS_digits := 600 3000
-STEPS_bits := 400 2000
+STEPS_digits := 600 2000
+STEPS_bits := 300 1500
 SPACE_timit := features=mlp|loudness
 SPACE_vowels := dropout=0|0.1 activation=relu|silu
 SPACE_digits := dropout=0|0.1 activation=relu|silu
@@ -154,8 +154,8 @@ ROWS_adversarial-timit := elbo-annealed:guide=filtering alternating alternating:
 ROWS_adversarial-vowels := $(ROWS_adversarial-timit)
 OF_adversarial-timit := $(OF_timit)
 OF_adversarial-vowels := $(OF_vowels)
-STEPS_adversarial-timit := $(STEPS_timit)
-STEPS_adversarial-vowels := $(STEPS_vowels)
+STEPS_adversarial-timit := 400 1500
+STEPS_adversarial-vowels := 600 1500
 SPACE_adversarial-timit := $(SPACE_timit) weight=0>1@0.5|0>10@0.5|0>100@0.5|30 adversarial_lr=0.00005|0.0005
 SPACE_adversarial-vowels := $(SPACE_vowels) weight=0>0.3@0.5|0>3@0.5|0>30@0.5|30 adversarial_lr=0.00005|0.0005
 
