@@ -122,28 +122,30 @@ handbrakes: .venv/.installed  ## what holds a training on TIMIT back, 3 seeds
 		--rows $(CLIPS:%=elbo-annealed:clip_norm=%) $(CLIPS:%=elbo-annealed:batches=sorted-rest,clip_norm=%)
 
 # Baselines: the same random search for every row, on validation; then the winners with 3 seeds. LibriSpeech takes
-# the winners of TIMIT. `make baselines-timit` is one set, OF_timit its options, STEPS_timit those of search and run.
+# the winners of TIMIT. `make baselines-timit` is one set, OF_timit its options, STEPS_timit the steps of search and run:
+# a search with fewer steps than the run prefers learning rates that overfit in the long one.
 SPOKEN_SETS := timit vowels librispeech digits bits
 AGAINST := adversarial-timit adversarial-vowels
 PLAYED := jsb nottingham piano
 SETS := $(SPOKEN_SETS) $(AGAINST) $(PLAYED)
 GUIDES := $(foreach g,filtering smoothing,elbo-annealed:guide=$(g) elbo-annealed:guide=$(g),prior=mixture \
 	elbo-annealed:guide=$(g),prior=flow)
-SPACE := lr=0.0005~0.005 clip_norm=none|10x|1x kl=0>1@0.1|0>1@0.25|0>1@0.5
+SPACE := lr=0.0007~0.003 kl=0>1@0.1|0>1@0.25|0>1@0.5
+TRIALS := 5
 WAVES := --z-dim 16 --h-dim 128 --batch-size 32
 OF_timit := --data $(TIMIT) $(WAVES)
 OF_librispeech := --data $(DATA)/librispeech_100spk.zip $(WAVES)
 OF_vowels := --data vowels --z-dim 8 --h-dim 64 --batch-size 64
 OF_digits := --data $(DATA)/fsdd.zip --z-dim 16 --h-dim 128 --batch-size 64
 OF_bits := --data $(TIMIT) --pcm 16 --window 100 --z-dim 16 --h-dim 128 --batch-size 8 --particles 16
-STEPS_timit := 600 3000
-STEPS_librispeech := 0 2000
-STEPS_vowels := 1000 3000
-STEPS_digits := 600 2000
-STEPS_bits := 300 1500
-SPACE_timit := features=mlp|loudness
-SPACE_vowels := dropout=0|0.1 activation=relu|silu
-SPACE_digits := dropout=0|0.1 activation=relu|silu
+STEPS_timit := 1500
+STEPS_librispeech := 1500
+STEPS_vowels := 1500
+STEPS_digits := 1000
+STEPS_bits := 800
+SPACE_timit := features=mlp|loudness dropout=0|0.1
+SPACE_vowels := clip_norm=10x|1x dropout=0|0.1 activation=relu|silu
+SPACE_digits := clip_norm=10x|1x features=mlp|loudness dropout=0|0.1
 SPACE_bits := features=mlp|loudness
 MORE_bits := emission=autoregressive,components=3,width=32
 comma := ,
@@ -154,8 +156,8 @@ ROWS_adversarial-timit := elbo-annealed:guide=filtering alternating alternating:
 ROWS_adversarial-vowels := $(ROWS_adversarial-timit)
 OF_adversarial-timit := $(OF_timit)
 OF_adversarial-vowels := $(OF_vowels)
-STEPS_adversarial-timit := 400 1500
-STEPS_adversarial-vowels := 600 1500
+STEPS_adversarial-timit := 1000
+STEPS_adversarial-vowels := 1000
 SPACE_adversarial-timit := $(SPACE_timit) weight=0>1@0.5|0>10@0.5|0>100@0.5|30 adversarial_lr=0.00005|0.0005
 SPACE_adversarial-vowels := $(SPACE_vowels) weight=0>0.3@0.5|0>3@0.5|0>30@0.5|30 adversarial_lr=0.00005|0.0005
 
@@ -168,13 +170,13 @@ ROLLS := --z-dim 32 --batch-size 32 --validate-by fivo --particles 128 --transpo
 OF_jsb = --data $(MUSIC)/JSB_Chorales.mat $(ROLLS)
 OF_nottingham = --data $(MUSIC)/Nottingham.mat --segment 100 $(ROLLS)
 OF_piano = --data $(MUSIC)/Piano_midi.mat --segment 100 $(ROLLS)
-STEPS_jsb := 1500 6000
-STEPS_nottingham := 1000 6000
-STEPS_piano := 1000 4000
+STEPS_jsb := 2000
+STEPS_nottingham := 2000
+STEPS_piano := 2000
 
 rows_of = $(or $(ROWS_$(1)),$(if $(MORE_$(1)),rnn:$(MORE_$(1)) $(GUIDES:%=%$(comma)$(MORE_$(1))),rnn $(GUIDES)))
 TUNED = examples/results/tune-baselines-$(1:librispeech=timit)
-RUN := --lr-decay cosine --validate-every 100 --resume
+RUN := --lr-decay cosine --validate-every 100 --patience 10 --resume
 
 .PHONY: $(SETS:%=baselines-%) $(SETS:%=tune-baselines-%)
 baselines: $(SPOKEN_SETS:%=baselines-%)  ## RNN and VRNNs by the ELBO on five sets of speech, tuned, 3 seeds
@@ -182,11 +184,11 @@ adversarial: $(AGAINST:%=baselines-%)  ## the ELBO against the critics in the sa
 chords: $(PLAYED:%=baselines-%)  ## RNN and VRNN with autoregressive emissions on piano rolls, tuned, 3 seeds
 
 $(SETS:%=tune-baselines-%): tune-baselines-%: .venv/.installed
-	$(if $(SPACE_$*),$(BIN)/avrnn tune $(OF_$*) $(RUN) --steps $(firstword $(STEPS_$*)) --trials 6 \
+	$(if $(SPACE_$*),$(BIN)/avrnn tune $(OF_$*) $(RUN) --steps $(STEPS_$*) --trials $(TRIALS) \
 		--space $(call quoted,$(SPACE) $(SPACE_$*)) --rows $(call quoted,$(call rows_of,$*)) --out $(call TUNED,$*))
 
 $(SETS:%=baselines-%): baselines-%: tune-baselines-%
-	$(BIN)/avrnn compare $(OF_$*) $(RUN) --patience 10 --steps $(lastword $(STEPS_$*)) --seeds 3 \
+	$(BIN)/avrnn compare $(OF_$*) $(RUN) --steps $(STEPS_$*) --seeds 3 \
 		--rows @$(call TUNED,$*)/rows.txt --out examples/results/baselines-$*
 
 exact: .venv/.installed  ## bounds, filters and guides against exact answers, 15 seconds
