@@ -145,7 +145,7 @@ STEPS_digits := 1000
 STEPS_bits := 800
 SPACE_timit := features=mlp|loudness dropout=0|0.1
 SPACE_vowels := clip_norm=10x|1x dropout=0|0.1 activation=relu|silu
-SPACE_digits := clip_norm=10x|1x features=mlp|loudness dropout=0|0.1
+SPACE_digits := clip_norm=10x|1x dropout=0|0.1 activation=relu|silu
 SPACE_bits := features=mlp|loudness
 MORE_bits := emission=autoregressive,components=3,width=32
 comma := ,
