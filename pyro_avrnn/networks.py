@@ -62,7 +62,19 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(*batch, sizes[0])`` to ``(*batch, sizes[-1])``."""
-        return super().forward(F.dropout(x, self.dropout, self.training) if self.dropout else x)
+        return super().forward(hidden_at_random(x, self.dropout if self.training else 0.0))
+
+
+def hidden_at_random(x: Tensor, share: float) -> Tensor:
+    """Zero a share of the entries and scale the others up: dropout.
+
+    ``F.dropout`` draws from a tensor that is made of x, so that a captured step could not draw
+    for all steps together.
+    """
+    if not share:
+        return x
+    kept = torch.rand(x.shape, dtype=x.dtype, device=x.device) >= share
+    return x * kept / (1.0 - share)
 
 
 class Loudness(MLP):

@@ -532,6 +532,18 @@ def test_a_change_between_two_calls_is_seen(change: str) -> None:
     )
 
 
+@pytest.mark.parametrize("model", ["vrnn", "storn", "srnn"])
+def test_dropout_is_drawn_for_all_steps_at_once(model: str) -> None:
+    recipe = build(model, dropout=0.5)
+    x = observations(recipe, B, LENGTH)
+    found = _all_gradients(recipe, x, ALWAYS)
+    assert_captured(recipe)
+    assert_all_close(found, _all_gradients(recipe, x, NEVER))
+    recipe.model.eval()
+    recipe.guide.eval()
+    assert differ(found, _all_gradients(recipe, x, ALWAYS))
+
+
 def _all_gradients(recipe: Recipe, x: Tensor, least: int) -> Found:
     """As ``rolled``, but of parameters that take a gradient; the others' is a zero."""
     pyro.clear_param_store()
