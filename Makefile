@@ -122,7 +122,7 @@ handbrakes: .venv/.installed  ## what holds a training on TIMIT back, 3 seeds
 		--rows $(CLIPS:%=elbo-annealed:clip_norm=%) $(CLIPS:%=elbo-annealed:batches=sorted-rest,clip_norm=%)
 
 # Baselines: the same random search for every row, on validation; then the winners with 3 seeds. LibriSpeech takes
-# the winners of TIMIT. `make baselines-timit` is one set, OF_timit its options, STEPS_timit the steps of search and run:
+# the winners of TIMIT, the other piano rolls those of JSB. `make baselines-timit` is one set, OF_timit its options, STEPS_timit the steps of search and run:
 # a search with fewer steps than the run prefers learning rates that overfit in the long one.
 SPOKEN_SETS := timit vowels librispeech digits bits
 AGAINST := adversarial-timit adversarial-vowels
@@ -165,7 +165,7 @@ SPACE_adversarial-vowels := $(SPACE_vowels) weight=0>0.3@0.5|0>3@0.5|0>30@0.5|30
 CHORDS := emission=autoregressive,activation=silu
 NOTES := rnn:$(CHORDS) elbo-annealed:$(CHORDS) fivo:kl=0>1@0.5,$(CHORDS)
 $(foreach set,$(PLAYED),$(eval ROWS_$(set) := $(NOTES)))
-$(foreach set,$(PLAYED),$(eval SPACE_$(set) := h_dim=64|128|256 dropout=0.1|0.3 average=0|0.99))
+SPACE_jsb := h_dim=64|128|256 dropout=0.1|0.3 average=0|0.99
 ROLLS := --z-dim 32 --batch-size 32 --validate-by fivo --particles 128 --transpose 5
 OF_jsb = --data $(MUSIC)/JSB_Chorales.mat $(ROLLS)
 OF_nottingham = --data $(MUSIC)/Nottingham.mat --segment 100 $(ROLLS)
@@ -175,7 +175,10 @@ STEPS_nottingham := 2000
 STEPS_piano := 2000
 
 rows_of = $(or $(ROWS_$(1)),$(if $(MORE_$(1)),rnn:$(MORE_$(1)) $(GUIDES:%=%$(comma)$(MORE_$(1))),rnn $(GUIDES)))
-TUNED = examples/results/tune-baselines-$(1:librispeech=timit)
+LIKE_librispeech := timit
+LIKE_nottingham := jsb
+LIKE_piano := jsb
+TUNED = examples/results/tune-baselines-$(or $(LIKE_$(1)),$(1))
 RUN := --lr-decay cosine --validate-every 100 --patience 10 --resume
 
 .PHONY: $(SETS:%=baselines-%) $(SETS:%=tune-baselines-%)
