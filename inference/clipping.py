@@ -24,20 +24,27 @@ class AdaptiveClip:
     and cuts the spikes alone. A step that was cut counts with the norm it was cut to: a spike
     moves the bound no further than any other large step. The first ten steps are not cut.
 
+    A gradient that is not finite is the largest of spikes: float32 overflows on the way back
+    through a steep density. That step is not taken, and training ends only if it happens to
+    ``patience`` steps in a row, or where the loss itself is not finite.
+
     Source: after AutoClip, Seetharaman et al. (2020), https://arxiv.org/abs/2007.14469, which
     takes a percentile of all norms so far.
 
     Args:
         multiple: of the median.
         window: steps that the median is of.
+        patience: steps in a row that may have a gradient that is not finite; 0 allows none.
     """
 
     multiple: float = 10.0
     window: int = 100
+    patience: int = 3
 
     def __post_init__(self) -> None:
         at_least(1.0, multiple=self.multiple)
         counts(_FIRST, window=self.window)
+        counts(0, patience=self.patience)
 
 
 class Clipper:
@@ -58,6 +65,7 @@ class Clipper:
         self.norms: deque[float] = deque(maxlen=window)  # as they were applied
         self.factors: deque[float] = deque(maxlen=_STEPS)
         self._warned = False
+        self.skipped, self._in_a_row = 0, 0  # steps whose gradient was not finite
 
     @property
     def bound(self) -> float:
@@ -78,6 +86,24 @@ class Clipper:
         if (factor := self.factor(norm)) < 1.0:
             for gradient in gradients:
                 gradient.mul_(factor)
+
+    def skips(self, norm: float) -> bool:
+        """Whether a step is to be left out, as its gradient is not finite."""
+        if math.isfinite(norm):
+            self._in_a_row = 0
+            return False
+        patience = self.clip.patience if isinstance(self.clip, AdaptiveClip) else 0
+        if self._in_a_row >= patience:
+            return False
+        if not self.skipped:
+            warnings.warn(
+                f"the gradient of a step is {norm}, so that the step was not taken; metrics count "
+                f"such steps as skipped, and {patience + 1} in a row end the training",
+                stacklevel=2,
+            )
+        self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+        self.factors.append(0.0)
+        return True
 
     def factor(self, norm: float) -> float:
         """What the gradient of a step is multiplied by, at most 1."""
@@ -106,6 +132,8 @@ class Clipper:
             "norms": list(self.norms),
             "factors": list(self.factors),
             "warned": self._warned,
+            "skipped": self.skipped,
+            "in_a_row": self._in_a_row,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -113,3 +141,4 @@ class Clipper:
         self.norms = deque(state["norms"], maxlen=self.norms.maxlen)
         self.factors = deque(state["factors"], maxlen=_STEPS)
         self._warned = state["warned"]
+        self.skipped, self._in_a_row = state["skipped"], state["in_a_row"]

@@ -43,7 +43,7 @@ def svi_step(
 
     Returns:
         Loss, its terms and the norm of its gradient, all a frame, and the share of the last steps
-        whose gradient was cut.
+        whose gradient was cut; of a step that was not taken no norm; steps not taken so far.
 
     Raises:
         NonFiniteLossError: nothing was updated.
@@ -68,6 +68,9 @@ def svi_step(
     row = {"loss": torch_item(loss) / frames, **terms}
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = _norm(gradients, frames)
+    if _finite(row) and clipper.skips(norm):
+        zero_grads(parameters)
+        return row | {"clipped_share": clipper.share, "skipped": float(clipper.skipped)}
     _require_finite(row, norm, step, parameters)
     row |= _norms_by_part(captured, frames) if by_part else {}
     clipper.clip_in_place(norm, gradients)
@@ -77,7 +80,8 @@ def svi_step(
     if isinstance(svi.optim, PyroLRScheduler):
         svi.optim.step()
     zero_grads(parameters)
-    return row | {"gradient_norm": norm, "clipped_share": clipper.share}
+    row |= {"gradient_norm": norm, "clipped_share": clipper.share}
+    return row | ({"skipped": float(clipper.skipped)} if clipper.skipped else {})
 
 
 def observed_frames(batch: tuple[Any, ...]) -> float:
@@ -90,6 +94,10 @@ def observed_frames(batch: tuple[Any, ...]) -> float:
     if len(batch) > 1 and isinstance(batch[1], Tensor) and batch[1].dtype == torch.bool:
         return float(batch[1].sum())
     return float(math.prod(batch[0].shape[:2]))
+
+
+def _finite(row: dict[str, float]) -> bool:
+    return all(map(math.isfinite, row.values()))
 
 
 def _require_finite(

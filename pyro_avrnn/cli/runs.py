@@ -170,7 +170,7 @@ def _batches(data: Dataset, settings: Settings, seed: int) -> Batches:
 def _learning(history: History, settings: Settings) -> dict[str, Any]:
     """Whether the training came to its end, and what held it back."""
     rows = history.rows
-    norms = [name for name in rows[-1] if name.startswith("gradient_norm_")]
+    norms = dict.fromkeys(n for row in rows for n in row if n.startswith("gradient_norm_"))
     return {
         "rise": rise(rows),
         "still_rising": history.steps == settings.steps and still_rising(rows),

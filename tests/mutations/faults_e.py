@@ -193,4 +193,18 @@ FAULTS = [
         'direction="minimize"',
         (TUNE,),
     ),
+    Fault(
+        "inference/clipping.py",
+        "infinite gradients without end",
+        "if self._in_a_row >= patience:",
+        "if False:",
+        (CLIPPING,),
+    ),
+    Fault(
+        "inference/clipping.py",
+        "patience of the whole run, not in a row",
+        "            self._in_a_row = 0\n            return False",
+        "            return False",
+        (CLIPPING,),
+    ),
 ]

@@ -17,6 +17,7 @@ from inference import Records, Validation, fit
 from inference.averages import Average
 from inference.clipping import AdaptiveClip, Clipper
 from inference.schedules import LearningRate
+from inference.updates import NonFiniteLossError
 from pyro_avrnn.data import Batches, Sequences
 
 
@@ -111,6 +112,61 @@ def test_a_training_survives_a_spike_and_its_bound_does_not_move_for_a_hundred_s
     assert rows[spike]["clipped_share"] == rows[-2]["clipped_share"] == 0.01
 
 
+class Steep(torch.autograd.Function):
+    """The identity, with an infinite gradient where a value is above 5."""
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, x: Tensor) -> Tensor:
+        ctx.steep = bool((x > 5.0).any())
+        return loc.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0] * (math.inf if ctx.steep else 1.0), None
+
+
+def steep(x: Tensor) -> None:
+    loc = Steep.apply(pyro.param("loc", torch.zeros(())), x)
+    with pyro.plate("sequences", len(x), dim=-1):
+        pyro.sample("x_1", dist.Normal(loc, 1.0), obs=x[:, 0, 0])
+
+
+def descend(values: list[float], clip: float | AdaptiveClip | None) -> Any:
+    svi = SVI(steep, guide, pyro.optim.SGD({"lr": 0.1}), Trace_ELBO())
+    batches = [(torch.tensor(v).reshape(1, 1, 1),) for v in values]
+    given: dict[str, Any] = {"records": Records(every=1), "progress": False}
+    with pyro.get_param_store().scope():
+        history = fit(svi, batches, steps=len(values), clip_norm=clip, **given)
+        return history.rows, float(pyro.param("loc").detach())
+
+
+def test_a_step_whose_gradient_is_infinite_is_not_taken() -> None:
+    with pytest.warns(
+        UserWarning, match="the gradient of a step is inf, so that the step was not"
+    ):
+        rows, loc = descend([1.0, 2.0, 9.0, 9.0, 9.0, 1.0, 9.0, 2.0], AdaptiveClip())
+    _, same = descend([1.0, 2.0, 1.0, 2.0], AdaptiveClip())
+    assert loc == same
+    assert [row.get("skipped", 0.0) for row in rows] == [0, 0, 1, 2, 3, 3, 4, 4]
+    assert rows[3]["clipped_share"] == 0.5 and "gradient_norm" not in rows[3]
+
+
+@pytest.mark.parametrize("clip", [None, 5.0, AdaptiveClip(patience=0)])
+def test_an_infinite_gradient_ends_a_training_that_has_no_patience(clip: Any) -> None:
+    with pytest.raises(
+        NonFiniteLossError, match="training stopped at step 3: the gradient is inf"
+    ):
+        descend([1.0, 2.0, 9.0, 1.0], clip)
+
+
+def test_infinite_gradients_in_a_row_end_a_training() -> None:
+    with (
+        pytest.warns(UserWarning, match="4 in a row end the training"),
+        pytest.raises(NonFiniteLossError, match="training stopped at step 5: the gradient is inf"),
+    ):
+        descend([1.0, 9.0, 9.0, 9.0, 9.0, 1.0], AdaptiveClip())
+
+
 def test_a_clipper_goes_on_as_one_that_was_not_stopped() -> None:
     norms = (5.0 * torch.rand(150, generator=torch.Generator().manual_seed(1))).tolist()
     whole, first, rest = (Clipper(AdaptiveClip(1.3, window=20)) for _ in range(3))
@@ -121,6 +177,17 @@ def test_a_clipper_goes_on_as_one_that_was_not_stopped() -> None:
     assert found + [rest.factor(norm) for norm in norms[70:]] == expected
     assert rest.state_dict() == whole.state_dict() and min(expected) < 1.0
     assert rest.share == sum(factor < 1.0 for factor in expected[-100:]) / 100
+
+
+def test_a_clipper_remembers_the_steps_that_were_not_taken() -> None:
+    first, rest = Clipper(AdaptiveClip()), Clipper(AdaptiveClip())
+    with pytest.warns(UserWarning, match="not taken"):
+        assert [first.skips(math.nan) for _ in range(2)] == [True, True]
+    rest.load_state_dict(first.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [rest.skips(math.nan) for _ in range(2)] == [True, False]
+    assert rest.skipped == 3
 
 
 def test_a_warning_is_not_told_again_after_resuming() -> None:
