@@ -41,7 +41,7 @@ from inference.protocols import (
 )
 from inference.schedules import Schedule
 from inference.schedules import weight as check_weight
-from inference.traces import step_densities
+from inference.traces import draws_alone, step_densities
 
 #: (densities, prior draws, posterior draws) -> codes of the prior and of the posterior
 View = Callable[[StepDensities, Tensor, Tensor], tuple[Codes, Codes]]
@@ -188,10 +188,17 @@ class Adversarial:
         Returns:
             The critic's last loss and distance, with the closed-form KL and W2.
         """
-        given = {} if start is None else {"start": start, "num_particles": len(start[0])}
+        given: dict[str, Any] = (
+            {} if start is None else {"start": start, "num_particles": len(start[0])}
+        )
+        given |= self.draws(model, guide)
         with torch.no_grad():
             densities = step_densities(model, guide, *args, **given)
         return self.improve(densities)
+
+    def draws(self, model: Program, guide: Program) -> dict[str, Any]:
+        """Options of step densities for draws alone; a view of your own may read densities."""
+        return draws_alone(model, guide) if self.view in VIEWS.values() else {}
 
     def improve(self, densities: StepDensities) -> dict[str, float]:
         """Take critic steps on given densities, which hold no gradient; metrics as ``update``."""
@@ -284,8 +291,9 @@ class Alternating:
 
     def update(self, model: Program, guide: Program, *args: Any) -> dict[str, float]:
         """Run algorithm 2 for one batch; leave no gradient on model or guide."""
+        options = self.adversarial.draws(model, guide)
         with torch.no_grad():
-            densities = step_densities(model, guide, *args)
+            densities = step_densities(model, guide, *args, **options)
         if densities.f is not None:
             raise NotImplementedError(
                 "the alternating schedule compares z_t alone, so nothing would price the latent f "

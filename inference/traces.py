@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from inspect import signature
 from typing import Any
 
 import pyro
@@ -74,6 +75,14 @@ def rolls(model: Program, guide: Program) -> bool:
     unseen = (TraceMessenger, BlockMessenger)  # change no density
     handled = any(type(handler) not in unseen for handler in _PYRO_STACK)
     return serves and not handled and not (_draws_weights(model) or _draws_weights(guide))
+
+
+def draws_alone(model: Program, guide: Program) -> dict[str, Any]:
+    """The option by which a rollout leaves out the log-densities, where it has one."""
+    if isinstance(model, HasRollout) and rolls(model, guide):
+        if "scored" in signature(model.rollout).parameters:
+            return {"scored": False}
+    return {}
 
 
 def _draws_weights(program: Program) -> bool:

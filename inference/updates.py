@@ -53,17 +53,8 @@ def svi_step(
         raise ValueError(
             f"every batch must have an observed frame; that of step {step} has none, leave it out"
         )
-    try:
-        with poutine.trace(param_only=True) as capture:
-            loss = svi.loss_and_grads(svi.model, svi.guide, *batch, **given)
-    except DegenerateWeightsError as error:
-        zero_grads(_captured(capture).values())
-        raise NonFiniteLossError(
-            f"training stopped at step {step}: {error}; the best parameters before it are kept. "
-            "Where it had gone well till then, try a smaller learning rate or gradient clipping "
-            "(clip_norm)"
-        ) from error
-    parameters = list(dict.fromkeys((captured := _captured(capture)).values()))
+    loss, captured = _loss_and_gradients(svi, batch, step, given)
+    parameters = list(dict.fromkeys(captured.values()))
     terms = {name: float(value) for name, value in getattr(svi.loss, "terms", {}).items()}
     row = {"loss": torch_item(loss) / frames, **terms}
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -82,6 +73,23 @@ def svi_step(
     zero_grads(parameters)
     row |= {"gradient_norm": norm, "clipped_share": clipper.share}
     return row | ({"skipped": float(clipper.skipped)} if clipper.skipped else {})
+
+
+def _loss_and_gradients(
+    svi: SVI, batch: tuple[Any, ...], step: int, given: dict[str, Any]
+) -> tuple[Any, dict[str, Tensor]]:
+    """The loss, and parameters by name, whose gradients are there."""
+    try:
+        with poutine.trace(param_only=True) as capture:
+            loss = svi.loss_and_grads(svi.model, svi.guide, *batch, **given)
+    except DegenerateWeightsError as error:
+        zero_grads(_captured(capture).values())
+        raise NonFiniteLossError(
+            f"training stopped at step {step}: {error}; the best parameters before it are kept. "
+            "Where it had gone well till then, try a smaller learning rate or gradient clipping "
+            "(clip_norm)"
+        ) from error
+    return loss, _captured(capture)
 
 
 def observed_frames(batch: tuple[Any, ...]) -> float:

@@ -8,6 +8,7 @@ mode).
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple, Protocol
 
@@ -57,6 +58,7 @@ class Request(NamedTuple):
     start: Any
     recompute: int | None
     compile: bool
+    scored: bool
 
 
 def rollout(
@@ -80,24 +82,23 @@ def rollout(
         assert shared.f is not None  # drawn, if not given
         state = model.condition(state, shared.f)
     choose = _chooser(asked.select, mask, shared)
-    run = _Run(model, guide, learnable(guide), asked.compile, choose)
+    run = _Run(model, guide, learnable(guide), asked.compile, choose, asked.scored)
     with _faster(x, particles):
         c = _encoded(model, guide, x, mask, asked.start).transpose(0, 1)  # (T, B, C)
     x, observed = x.transpose(0, 1), mask.t().unsqueeze(1)
-    if asked.recompute is None:
+    if asked.recompute is None or not asked.scored:
         piece = run.piece(state, c, x, asked.z, range(len(x)))
     else:
         piece = run.in_segments(state, c, x, asked.z, range(len(x)), asked.recompute)
+    seen = partial(_seen, observed)
     return StepDensities(
         z=piece.z,
         h=model.hidden(piece.states),
         x=x.unsqueeze(1),
         mask=observed,
-        log_prior=torch.where(observed, shared.counted(piece.log_prior, shared.log_prior), 0.0),
-        log_emission=torch.where(observed, piece.log_emission, 0.0),
-        log_proposal=torch.where(
-            observed, shared.counted(piece.log_proposal, shared.log_proposal), 0.0
-        ),
+        log_prior=seen(shared.counted(piece.log_prior, shared.log_prior)),
+        log_emission=seen(piece.log_emission),
+        log_proposal=seen(shared.counted(piece.log_proposal, shared.log_proposal)),
         prior=piece.prior,
         emission=piece.emission,
         proposal=piece.proposal,
@@ -107,6 +108,11 @@ def rollout(
         prior_f=shared.prior,
         proposal_f=shared.proposal,
     )
+
+
+def _seen(observed: Tensor, steps: Any) -> Any:
+    """Log-densities, 0 where a step is padded; None where there are none."""
+    return None if steps is None else torch.where(observed, steps, 0.0)
 
 
 def _check(asked: Request, guide: Any, x: Tensor) -> None:
@@ -143,9 +149,9 @@ class _Shared(NamedTuple):
     log_prior: Tensor | float = 0.0  # (K, B)
     log_proposal: Tensor | float = 0.0
 
-    def counted(self, steps: Tensor, extra: Tensor | float) -> Tensor:
-        """Log-densities ``(T, K, B)``, that of f added to step 1."""
-        if self.prior is None:
+    def counted(self, steps: Any, extra: Tensor | float) -> Any:
+        """Log-densities ``(T, K, B)``, that of f added to step 1; None where there are none."""
+        if self.prior is None or steps is None:
             return steps
         return torch.cat([(steps[0] + extra).unsqueeze(0), steps[1:]])
 
@@ -186,9 +192,9 @@ class _Piece(NamedTuple):
     states: Any
     after: Any  # the state after the last of them, if it was asked for
     z: Tensor
-    log_prior: Tensor
-    log_emission: Tensor
-    log_proposal: Tensor
+    log_prior: Any  # None where densities are not asked for
+    log_emission: Any
+    log_proposal: Any
     prior: Any
     emission: Any
     proposal: Any
@@ -206,6 +212,7 @@ class _Run(NamedTuple):
     learns: bool
     compile: bool
     choose: _Chooser | None
+    scored: bool
 
     def piece(
         self, state: Any, c: Tensor, x: Tensor, z: Tensor | None, steps: range, go_on: bool = False
@@ -221,13 +228,7 @@ class _Run(NamedTuple):
         model, guide = self.model, self.guide
         part = slice(steps.start, steps.stop)
         c, x, z = c[part], x[part], None if z is None else z[part]
-        shifted: _Chooser | None = None
-        if (choose := self.choose) is not None:
-
-            def shifted(t: int, *terms: Tensor) -> Tensor | None:
-                return choose(t + steps.start, *terms)
-
-        path = None
+        shifted, path = self._shifted(steps.start), None
         if z is None:
             options: dict[str, Any] = {"select": shifted, "compile": self.compile}
             path = engine.run(model, guide, state, c, x, self.learns, **options)
@@ -240,19 +241,23 @@ class _Run(NamedTuple):
         # a normal proposal's mean and scale are known, and a flow's log q(z)
         normal, told = len(own) == 2, len(own) == 1
         with _faster(x, z.shape[1]):
-            prior, emission = model.transition(stacked), model.emission(z, stacked)
+            prior = model.transition(stacked)
             proposal = diagonal_normal(*own) if normal else guide.proposal(stacked, c.unsqueeze(1))
-        return _Piece(
-            states=stacked,
-            after=after,
-            z=z,
+            made: Any = _Piece(stacked, after, z, None, None, None, prior, None, proposal)
+            if not self.scored:
+                return made
+            emission = model.emission(z, stacked)
+        return made._replace(
             log_prior=prior.log_prob(z),
             log_emission=emission.log_prob(x.unsqueeze(1)),
             log_proposal=own[0] if told else proposal.log_prob(z),
-            prior=prior,
             emission=emission,
-            proposal=proposal,
         )
+
+    def _shifted(self, start: int) -> _Chooser | None:
+        """The choice of particles, for steps counted from this one."""
+        choose = self.choose
+        return None if choose is None else lambda t, *terms: choose(t + start, *terms)
 
     def in_segments(
         self, state: Any, c: Tensor, x: Tensor, z: Tensor | None, steps: range, recompute: int

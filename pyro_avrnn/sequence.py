@@ -196,6 +196,7 @@ class SequenceModel(nn.Module):
         start: Any = None,
         recompute: int | None = None,
         compile: bool = False,
+        scored: bool = True,
     ) -> StepDensities:
         """The joint density of model and guide, with time as a batch dimension.
 
@@ -214,6 +215,7 @@ class SequenceModel(nn.Module):
             recompute: steps between the states that are kept for the backward pass, which
                 computes everything between them a second time; None keeps it all.
             compile: run compiled chunks of the recurrence; it pays where steps are small.
+            scored: False leaves out all log-densities, and the emission: they are None then.
 
         Returns:
             Densities, draws, states and distributions, shapes ``(T, K, B, ...)``.
@@ -226,7 +228,7 @@ class SequenceModel(nn.Module):
         x, mask = check_batch(self, x, mask)
         _register("model", self)
         _register("guide", guide)
-        asked = Request(num_particles, z, f, select, start, recompute, compile)
+        asked = Request(num_particles, z, f, select, start, recompute, compile, scored)
         return rollout(self, guide, x, mask, asked)
 
     def check(self, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor]:

@@ -21,6 +21,7 @@ from tests.unit.table import (
     H,
     X,
     assert_all_close,
+    build,
     gradients,
     observations,
     prefix_mask,
@@ -259,3 +260,19 @@ def test_the_comparison_rejects_a_mask_shifted_by_one() -> None:
     rolled = recipe.model.rollout(recipe.guide, x, shifted)
     with pytest.raises(AssertionError, match="log_emission"):
         assert_agree(recipe, looped, rolled)
+
+
+@pytest.mark.parametrize("model", ["vrnn", "srnn", "dsae"])
+def test_draws_alone_are_those_of_a_scored_rollout(model: str) -> None:
+    recipe = build(model)
+    x, mask = observations(recipe, 3, 20), prefix_mask((20, 4, 9))
+    rolled = []
+    for scored in (True, False):
+        torch.manual_seed(0)
+        options = {"num_particles": 2, "scored": scored, "recompute": 7}
+        rolled.append(recipe.model.rollout(recipe.guide, x, mask, **options))
+    whole, draws = rolled
+    assert draws.log_prior is draws.log_emission is draws.log_proposal is draws.emission is None
+    torch.testing.assert_close((draws.z, draws.h), (whole.z, whole.h))
+    for mine, other in ((draws.prior, whole.prior), (draws.proposal, whole.proposal)):
+        torch.testing.assert_close(mine.base_dist.loc, other.base_dist.loc)
