@@ -50,7 +50,10 @@ class Search:
 
 
 def tune(search: Search, comparison: Comparison, settings: Settings, command: str) -> int:
-    """Try candidates of every row, write the winners; the exit status is that of ``compare``.
+    """Try candidates of every row, and write the winners.
+
+    The exit status is that of ``compare``, but 0 where every row has a winner: a candidate whose
+    training failed is one that lost.
 
     Args:
         search: space and number of candidates.
@@ -71,7 +74,8 @@ def tune(search: Search, comparison: Comparison, settings: Settings, command: st
 
     trainings = [parse(label) for label in studies.candidates]
     settings = replace(settings, split="valid")
-    return run_rows(trainings, comparison, settings, command, finish)
+    status = run_rows(trainings, comparison, settings, command, finish)
+    return 0 if status == 1 and len(studies.winners()) == len(studies.studies) else status
 
 
 class _Studies:
@@ -133,15 +137,19 @@ class _Studies:
                 if math.isfinite(mean := sum(bounds) / len(bounds)):  # else it wins nothing
                     self.studies[row].tell(trial, mean)
 
-    def write(self, out: Path, results: list[Result], command: str) -> list[Path]:
-        """All candidates as CSV, the winners as a table and as rows for ``avrnn compare``."""
-        records = self._records(results)
-        write_csv(out / "candidates.csv", records)
-        winners = {
+    def winners(self) -> dict[str, Any]:
+        """The best trial of each row that has one."""
+        return {
             row: study.best_trial
             for row, study in self.studies.items()
             if any(trial.value is not None for trial in study.trials)
         }
+
+    def write(self, out: Path, results: list[Result], command: str) -> list[Path]:
+        """All candidates as CSV, the winners as a table and as rows for ``avrnn compare``."""
+        records = self._records(results)
+        write_csv(out / "candidates.csv", records)
+        winners = self.winners()
         lines = [
             (
                 f"`{best.user_attrs['row']}`",
