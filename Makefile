@@ -11,8 +11,8 @@ TIMIT ?= $(PYRO_AVRNN_DATA)/timit.zip
 STUDY := $(BIN)/python examples/studies
 
 .PHONY: help demo test lint lint-format lint-rules lint-types lint-sizes hooks compare figures faults shrink clean \
-	handbrakes baselines adversarial chords vowels timit tune-vowels tune-timit exact tune-music music music-models speech digits \
-	images zoo swap benchmark
+	handbrakes baselines adversarial chords vowels timit tune-vowels tune-timit exact tune-music music music-models \
+	speech digits images zoo swap benchmark
 
 help:  ## this list
 	@awk -F ':.*  ## ' '/^##@/ {print "\n" substr($$0, 5)} \
@@ -122,8 +122,8 @@ handbrakes: .venv/.installed  ## what holds a training on TIMIT back, 3 seeds
 		--rows $(CLIPS:%=elbo-annealed:clip_norm=%) $(CLIPS:%=elbo-annealed:batches=sorted-rest,clip_norm=%)
 
 # Baselines: the same random search for every row, on validation; then the winners with 3 seeds. LibriSpeech takes
-# the winners of TIMIT, the other piano rolls those of JSB. `make baselines-timit` is one set, OF_timit its options, STEPS_timit the steps of search and run:
-# a search with fewer steps than the run prefers learning rates that overfit in the long one.
+# the winners of TIMIT, the other piano rolls those of JSB. `make baselines-timit` is one set, OF_timit its options,
+# STEPS_timit the steps of search and run: a search with fewer steps prefers learning rates that overfit in the run.
 SPOKEN_SETS := timit vowels librispeech digits bits
 AGAINST := adversarial-timit adversarial-vowels
 PLAYED := jsb nottingham piano

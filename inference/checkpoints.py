@@ -23,7 +23,7 @@ from inference.protocols import counts
 from inference.random import random_state, set_random_state
 from inference.schedules import Clock
 
-_FORMAT = "fit checkpoint 2"
+_FORMAT = "fit checkpoint 3"
 _KEYS = {
     *("format", "run", "history", "batches", "random"),
     *("parameters", "gradients", "optimisers", "clock", "states"),

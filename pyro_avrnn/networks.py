@@ -62,19 +62,19 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(*batch, sizes[0])`` to ``(*batch, sizes[-1])``."""
-        return super().forward(hidden_at_random(x, self.dropout if self.training else 0.0))
+        return super().forward(dropped(x, self.dropout if self.training else 0.0))
 
 
-def hidden_at_random(x: Tensor, share: float) -> Tensor:
-    """Zero a share of the entries and scale the others up: dropout.
+def dropped(x: Tensor, p: float) -> Tensor:
+    """Dropout: zero each entry of x, of any shape, with probability p; divide the others by 1 - p.
 
     ``F.dropout`` draws from a tensor that is made of x, so that a captured step could not draw
-    for all steps together.
+    for all steps together. Source: Srivastava et al. (2014), Journal of Machine Learning Research.
     """
-    if not share:
+    if not p:
         return x
-    kept = torch.rand(x.shape, dtype=x.dtype, device=x.device) >= share
-    return x * kept / (1.0 - share)
+    kept = torch.rand(x.shape, dtype=x.dtype, device=x.device) >= p
+    return x * kept / (1.0 - p)
 
 
 class Loudness(MLP):

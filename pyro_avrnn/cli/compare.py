@@ -215,7 +215,8 @@ def _start_worker(
 ) -> None:
     threading.Thread(target=_watch, args=(stop, parent), daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own, between processes, is lost by an abrupt end
-    warnings.filterwarnings("ignore", "clip_norm=")  # the report says it, of all rows together
+    for told in ("clip_norm=", "the gradient of a step is"):
+        warnings.filterwarnings("ignore", told)  # the report says it, of all rows together
     torch.set_num_threads(1)  # small matrices: processes pay, threads do not
     os.environ["OMP_NUM_THREADS"] = "1"
     _worker.update(data=data.load(source, **options), steps=steps)

@@ -53,6 +53,10 @@ def notes(results: Sequence[Result]) -> list[str]:
             lambda r: r["clipped_share"] > _MUCH,
             lambda of_row: f"{fmean(r['clipped_share'] for r in of_row):.0%} of the steps",
         ),
+        "Steps that were left out, as their gradient was not finite": named(
+            lambda r: r.get("skipped"),
+            lambda of_row: ", ".join(f"{r['skipped']} with seed {r['seed']}" for r in of_row),
+        ),
         "Hidden units that never change": named(
             _dead, lambda of_row: ", ".join(dict.fromkeys(t for r in of_row for t in _dead(r)))
         ),

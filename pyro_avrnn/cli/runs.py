@@ -175,6 +175,7 @@ def _learning(history: History, settings: Settings) -> dict[str, Any]:
         "rise": rise(rows),
         "still_rising": history.steps == settings.steps and still_rising(rows),
         "clipped_share": fmean(row["clipped_share"] for row in rows),
+        "skipped": int(rows[-1].get("skipped", 0)),
         "gradient_norms": {
             name.removeprefix("gradient_norm_"): median(row[name] for row in rows if name in row)
             for name in ("gradient_norm", *norms)

@@ -71,8 +71,8 @@ FAULTS = [
     Fault(
         "pyro_avrnn/networks.py",
         "dropout in evaluation mode too",
-        "F.dropout(x, self.dropout, self.training)",
-        "F.dropout(x, self.dropout)",
+        "dropped(x, self.dropout if self.training else 0.0)",
+        "dropped(x, self.dropout)",
         (f"{UNIT}generation.py::test_dropout_is_off_and_modes_come_back",),
     ),
     Fault(

@@ -6,6 +6,7 @@ CLIPPING, RESUME = "tests/unit/test_clipping.py", "tests/unit/test_resume.py"
 LEARNING, TUNE = "tests/unit/test_learning.py", "tests/integration/test_tune.py"
 TRANSPOSE, LEVELS = "tests/unit/test_transpose.py", "tests/unit/test_levels.py"
 SPEECH, ORDERED = "tests/unit/test_speech_readers.py", "tests/unit/test_autoregressive.py"
+CAPTURE = "tests/unit/test_engine_capture.py"
 NETWORKS, ROWS = "tests/unit/test_networks.py", "tests/unit/test_row_settings.py"
 
 FAULTS = [
@@ -205,6 +206,55 @@ FAULTS = [
         "patience of the whole run, not in a row",
         "            self._in_a_row = 0\n            return False",
         "            return False",
+        (CLIPPING,),
+    ),
+    Fault(
+        "pyro_avrnn/networks.py",
+        "dropout without scaling up",
+        "return x * kept / (1.0 - p)",
+        "return x * kept",
+        (NETWORKS,),
+    ),
+    Fault(
+        "pyro_avrnn/networks.py",
+        "dropout keeps the share it should zero",
+        "device=x.device) >= p",
+        "device=x.device) < p",
+        (NETWORKS,),
+    ),
+    Fault(
+        "pyro_avrnn/networks.py",
+        "dropout as a captured step cannot draw it",
+        "kept = torch.rand(x.shape, dtype=x.dtype, device=x.device) >= p",
+        "kept = torch.empty_like(x).bernoulli_(1.0 - p)",
+        (CAPTURE,),
+    ),
+    Fault(
+        "pyro_avrnn/rollout.py",
+        "padding counts",
+        "return None if steps is None else torch.where(observed, steps, 0.0)",
+        "return steps",
+        ("tests/unit/test_rollout.py",),
+    ),
+    Fault(
+        "pyro_avrnn/rollout.py",
+        "particles are chosen at the steps of a piece, not of the run",
+        "lambda t, *terms: choose(t + start, *terms)",
+        "lambda t, *terms: choose(t, *terms)",
+        ("tests/unit/test_truncation.py", "tests/unit/test_rollout.py"),
+    ),
+    Fault(
+        "inference/updates.py",
+        "a step that is left out keeps its gradient for the next",
+        '        zero_grads(parameters)\n        return row | {"clipped_share"',
+        '        return row | {"clipped_share"',
+        (CLIPPING,),
+    ),
+    Fault(
+        "inference/updates.py",
+        "a loss that is not finite is left out, too",
+        "if _finite(row) and clipper.skips(norm):",
+        "if clipper.skips(norm):",
         (CLIPPING,),
     ),
 ]

@@ -159,6 +159,11 @@ def test_an_infinite_gradient_ends_a_training_that_has_no_patience(clip: Any) ->
         descend([1.0, 2.0, 9.0, 1.0], clip)
 
 
+def test_a_loss_that_is_not_finite_ends_a_training_at_once() -> None:
+    with pytest.raises(NonFiniteLossError, match="training stopped at step 2: loss is inf"):
+        descend([1.0, math.inf, 1.0], AdaptiveClip())
+
+
 def test_infinite_gradients_in_a_row_end_a_training() -> None:
     with (
         pytest.warns(UserWarning, match="4 in a row end the training"),

@@ -22,6 +22,7 @@ from pyro_avrnn.networks import (
     NormalNetwork,
     RecurrentEncoder,
     by_size,
+    dropped,
 )
 from pyro_avrnn.shapes import agree, broadcast_cat, width
 from tests.unit.table import H, X, Z, assert_close, prefix_mask
@@ -221,3 +222,15 @@ def test_features_of_a_recipe_are_kept_and_an_unknown_one_is_refused(tmp_path: P
     assert torch.equal(again.model.encode_x(x), r.model.encode_x(x))
     with pytest.raises(ValueError, match="features must be one of mlp, loudness"):
         recipes.rnn(X, H, features="loud")
+
+
+def test_dropout_zeroes_a_share_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    x, p = torch.full((200, 500), 3.0), 0.2
+    found = dropped(x, p)
+    zero = float((found == 0.0).double().mean())
+    error = (p * (1 - p) / x.numel()) ** 0.5
+    assert abs(zero - p) < 5 * error
+    torch.testing.assert_close(found[found != 0.0].unique(), torch.tensor([3.0 / (1 - p)]))
+    assert dropped(x, 0.0) is x
+    assert not torch.equal(dropped(x, p), found)  # drawn anew each time

@@ -120,6 +120,14 @@ def test_rows_whose_steps_were_clipped_are_named() -> None:
     ]
 
 
+def test_rows_with_steps_left_out_are_named() -> None:
+    results = [learnt("a", 0, skipped=2), learnt("a", 1, skipped=0), learnt("b", 1, skipped=1)]
+    assert starting(results, "Steps that were left out") == [
+        "Steps that were left out, as their gradient was not finite: a (2 with seed 0); "
+        "b (1 with seed 1)."
+    ]
+
+
 def test_rows_with_dead_units_are_named_from_a_tenth_on() -> None:
     some, none = {"guide": [7, 64], "prior": [6, 64]}, {"guide": [6, 64]}
     results = [learnt("a", 0, dead_units=some), learnt("a", 1, dead_units=some)]
