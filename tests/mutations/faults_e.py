@@ -237,13 +237,6 @@ FAULTS = [
         ("tests/unit/test_rollout.py",),
     ),
     Fault(
-        "pyro_avrnn/rollout.py",
-        "particles are chosen at the steps of a piece, not of the run",
-        "lambda t, *terms: choose(t + start, *terms)",
-        "lambda t, *terms: choose(t, *terms)",
-        ("tests/unit/test_truncation.py", "tests/unit/test_rollout.py"),
-    ),
-    Fault(
         "inference/updates.py",
         "a step that is left out keeps its gradient for the next",
         '        zero_grads(parameters)\n        return row | {"clipped_share"',
