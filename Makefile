@@ -130,8 +130,11 @@ PLAYED := jsb nottingham piano
 SETS := $(SPOKEN_SETS) $(AGAINST) $(PLAYED)
 GUIDES := $(foreach g,filtering smoothing,elbo-annealed:guide=$(g) elbo-annealed:guide=$(g),prior=mixture \
 	elbo-annealed:guide=$(g),prior=flow)
-SPACE := lr=0.0007~0.003 kl=0>1@0.1|0>1@0.25|0>1@0.5
+RATES := lr=0.0007~0.003
+RATES_jsb := lr=0.002~0.01
+SPACE := kl=0>1@0.1|0>1@0.25|0>1@0.5
 TRIALS := 5
+TRIALS_bits := 3
 WAVES := --z-dim 16 --h-dim 128 --batch-size 32
 OF_timit := --data $(TIMIT) $(WAVES)
 OF_librispeech := --data $(DATA)/librispeech_100spk.zip $(WAVES)
@@ -157,7 +160,7 @@ ROWS_adversarial-vowels := $(ROWS_adversarial-timit)
 OF_adversarial-timit := $(OF_timit)
 OF_adversarial-vowels := $(OF_vowels)
 STEPS_adversarial-timit := 1000
-STEPS_adversarial-vowels := 1000
+STEPS_adversarial-vowels := 1500
 SPACE_adversarial-timit := $(SPACE_timit) weight=0>1@0.5|0>10@0.5|0>100@0.5|30 adversarial_lr=0.00005|0.0005
 SPACE_adversarial-vowels := $(SPACE_vowels) weight=0>0.3@0.5|0>3@0.5|0>30@0.5|30 adversarial_lr=0.00005|0.0005
 
@@ -165,7 +168,7 @@ SPACE_adversarial-vowels := $(SPACE_vowels) weight=0>0.3@0.5|0>3@0.5|0>30@0.5|30
 CHORDS := emission=autoregressive,activation=silu
 NOTES := rnn:$(CHORDS) elbo-annealed:$(CHORDS) fivo:kl=0>1@0.5,$(CHORDS)
 $(foreach set,$(PLAYED),$(eval ROWS_$(set) := $(NOTES)))
-SPACE_jsb := h_dim=64|128|256 dropout=0.1|0.3 average=0|0.99
+SPACE_jsb := h_dim=128|256 width=1024|2048 dropout=0.1|0.3
 ROLLS := --z-dim 32 --batch-size 32 --validate-by fivo --particles 128 --transpose 5
 OF_jsb = --data $(MUSIC)/JSB_Chorales.mat $(ROLLS)
 OF_nottingham = --data $(MUSIC)/Nottingham.mat --segment 100 $(ROLLS)
@@ -187,8 +190,8 @@ adversarial: $(AGAINST:%=baselines-%)  ## the ELBO against the critics in the sa
 chords: $(PLAYED:%=baselines-%)  ## RNN and VRNN with autoregressive emissions on piano rolls, tuned, 3 seeds
 
 $(SETS:%=tune-baselines-%): tune-baselines-%: .venv/.installed
-	$(if $(SPACE_$*),$(BIN)/avrnn tune $(OF_$*) $(RUN) --steps $(STEPS_$*) --trials $(TRIALS) \
-		--space $(call quoted,$(SPACE) $(SPACE_$*)) --rows $(call quoted,$(call rows_of,$*)) --out $(call TUNED,$*))
+	$(if $(SPACE_$*),$(BIN)/avrnn tune $(OF_$*) $(RUN) --steps $(STEPS_$*) --trials $(or $(TRIALS_$*),$(TRIALS)) \
+		--space $(call quoted,$(or $(RATES_$*),$(RATES)) $(SPACE) $(SPACE_$*)) --rows $(call quoted,$(call rows_of,$*)) --out $(call TUNED,$*))
 
 $(SETS:%=baselines-%): baselines-%: tune-baselines-%
 	$(BIN)/avrnn compare $(OF_$*) $(RUN) --steps $(STEPS_$*) --seeds 3 \
