@@ -1,6 +1,6 @@
-"""Make the results that go into git small: pictures of 32 colours, records of a line a row.
+"""Make the results that go into git small: pictures of 48 colours, records of a line a row.
 
-    python examples/studies/shrink.py examples/results/vowels/rate.png   # or folders
+    python examples/studies/shrink.py examples/results/exact/particles.png   # or folders
 
 A picture keeps its flat colours, and is scaled down where 40 kB do not hold it. A record
 (``*.json``) keeps seven digits of every number, what float32 has, and one line for each row. Both
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-COLOURS, BYTES, SCALES = 32, 40_000, (1.0, 0.75, 0.6, 0.5)
+COLOURS, BYTES, SCALES = 48, 40_000, (1.0, 0.75, 0.6, 0.5)
 
 
 def palette(colours: np.ndarray, counts: np.ndarray) -> np.ndarray:

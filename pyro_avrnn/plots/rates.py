@@ -42,7 +42,9 @@ def rate_bars(results: Table, path: Target) -> Path:
     iwae, elbo, kl, information, mismatch = values.values()
     baseline = results[0]["baseline_per_frame"]
     title = "Held-out bounds, and where the KL goes"
-    picture = style.figure(12.0, 1.6 + 0.62 * len(styles), title)
+    labels = [style.fold(label) for label in styles]
+    tall = max(0.62, 0.16 * max(len(label.splitlines()) for label in labels))  # of a row, inches
+    picture = style.figure(12.0, 1.6 + tall * len(styles), title)
     left, right = picture.subplots(1, 2, sharey=True)
     left.set_title("Bounds on the log-likelihood (further right is better)")
     right.set_title("KL rate: information and aggregate mismatch")
@@ -57,12 +59,7 @@ def rate_bars(results: Table, path: Target) -> Path:
         parts = [(information[i][0] + below, full), (above, hatched)]
         _bar(right, i, 0.0, parts, kl[i][1], "no KL" if kl[i][0] == 0 else "no value")
     left.axvline(baseline, color=BLACK, ls="--", lw=1)
-    left.set_yticks(range(len(styles)), [style.fold(label) for label in styles], fontsize=8.5)
-    left.set_ylim(len(styles) - 0.5, -0.5)
-    for axes in (left, right):
-        style.tidy(axes, "nats per frame")
-        axes.grid(False, axis="y")
-        axes.tick_params(axis="y", length=0)
+    _label(left, right, labels)
     full, pale, hatched = _looks(GREY)
     handles = [
         Patch(**full, label="left: IWAE"),
@@ -75,6 +72,16 @@ def rate_bars(results: Table, path: Target) -> Path:
     note = "error bars: standard deviation over seeds" if several else ""
     style.legend_below(picture, handles, note)
     return style.save(picture, path)
+
+
+def _label(left: Axes, right: Axes, labels: list[str]) -> None:
+    """Name the rows at the left, and the unit below both panels."""
+    left.set_yticks(range(len(labels)), labels, fontsize=8.5)
+    left.set_ylim(len(labels) - 0.5, -0.5)
+    for axes in (left, right):
+        style.tidy(axes, "nats per frame")
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
 
 
 def _over_seeds(results: Table, label: str, key: str) -> tuple[float, float]:

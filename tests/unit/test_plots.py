@@ -159,8 +159,14 @@ def test_a_mismatch_below_zero_leaves_a_bar_as_long_as_the_kl(drawn: Callable) -
     assert right.texts[0].get_text().strip() == "0.50"
 
 
-def test_long_labels_of_bars_neither_overlap_nor_lose_an_option(drawn: Callable) -> None:
-    figure = drawn(plots.rate_bars, [_result(LONG.format(i)) for i in range(28)])
+TUNED = ",lr=0.0015,kl=0>1@0.25,clip_norm=1x,dropout=0.1,activation=silu,adversarial_lr=0.0005"
+
+
+@pytest.mark.parametrize("more", ["", TUNED])
+def test_long_labels_of_bars_neither_overlap_nor_lose_an_option(
+    drawn: Callable, more: str
+) -> None:
+    figure = drawn(plots.rate_bars, [_result(LONG.format(i) + more) for i in range(28)])
     labels = figure.axes[0].get_yticklabels()
     boxes = [label.get_window_extent() for label in labels]
     assert all(not a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
