@@ -60,7 +60,7 @@ _KINDS = {
 }
 _NO_EVIDENCE = (
     "it shows the machinery and is no evidence that one row beats another. The full tables: "
-    "`make vowels`, `make timit`."
+    "`make baselines`, `make adversarial`."
 )
 _HOW_TO_READ = (
     "The KL of z splits into information (upper bound) and aggregate mismatch (lower bound), read "

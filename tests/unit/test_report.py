@@ -194,7 +194,9 @@ def test_results_from_before_the_learning_check_still_print() -> None:
 ARCHIVE = Path(__file__).parents[2] / "examples" / "results"
 
 
-@pytest.mark.parametrize("name", ["vowels", "timit", "speech", "music-jsb", "baselines-vowels"])
+@pytest.mark.parametrize(
+    "name", ["timit", "speech", "music-jsb", "baselines-vowels", "baselines-adversarial-vowels"]
+)
 def test_committed_results_print(name: str) -> None:
     results = json.loads((ARCHIVE / name / "results.json").read_text())
     rows = cells(results, "row")
