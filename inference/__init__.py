@@ -11,6 +11,7 @@ from inference.bounds import elbo, fivo, iwae
 from inference.calibration import Calibration, calibrate
 from inference.checkpoints import Checkpointing
 from inference.clipping import AdaptiveClip
+from inference.columns import sequence_bounds
 from inference.densities import StepDensities
 from inference.divergences import clip, gradient_penalty, spectral, wasserstein
 from inference.evaluation import Evaluation, evaluate
@@ -20,6 +21,7 @@ from inference.objectives import ELBO, FIVO, IWAE
 from inference.particles import Bootstrap, particle_filter
 from inference.probes import LinearProbe, sequence_codes
 from inference.random import seeded
+from inference.refining import Refinement, refine
 from inference.resampling import ess_below
 from inference.schedules import Clock, LearningRate, Ramp
 from inference.traces import step_densities
@@ -47,6 +49,7 @@ __all__ = [
     "NonFiniteLossError",
     "Ramp",
     "Records",
+    "Refinement",
     "StepDensities",
     "Validation",
     "calibrate",
@@ -61,9 +64,11 @@ __all__ = [
     "iwae",
     "particle_filter",
     "rate_split",
+    "refine",
     "rise",
     "scales_at_floor",
     "seeded",
+    "sequence_bounds",
     "sequence_codes",
     "spectral",
     "step_densities",

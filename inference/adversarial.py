@@ -1,19 +1,12 @@
 """Adversarial regularisation: a critic between prior and proposal, trained between SVI steps.
 
-What the critic sees (the *view*) decides which part of the rate is paid:
-
-| view | critic sees | zero means |
-|---|---|---|
-| marginal | z_t | the marginals over data and h agree, no more |
-| trajectory | z_1..z_t, both sides on the posterior path, differing in z_t | q(z_t given z_<t) = E[p(z_t given h)] |
-| trajectory_redrawn | one-step prior draws against proposal draws, read as sequences | not zero at q = p |
-| conditional | z_t, h_t | aggregate mismatch 0: ELBO = reconstruction - information |
-| joint | z_t, h_t, x_t | q = p: ELBO = reconstruction, and z carries nothing |
+:mod:`inference.roles` says what a critic can be shown and what its scores can be used for.
 
 Sources: Huang and Xiao (2021), https://arxiv.org/abs/2108.04496, eq. 12, algorithms 1 and 2.
-"""  # noqa: E501 - a table
+"""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,13 +15,7 @@ from torch.func import functional_call
 
 from inference.bounds import analytic_kl
 from inference.densities import StepDensities, check_batch
-from inference.divergences import (
-    Codes,
-    Divergence,
-    normal_parameters,
-    wasserstein,
-    wasserstein2,
-)
+from inference.divergences import Codes, Divergence, wasserstein2
 from inference.modes import evaluating
 from inference.protocols import (
     Program,
@@ -38,62 +25,24 @@ from inference.protocols import (
     counts,
     given,
     of_kind,
+    one_of,
 )
+from inference.roles import ROLES, VIEWS, View, draw, trajectory, trajectory_redrawn
 from inference.schedules import Schedule
 from inference.schedules import weight as check_weight
 from inference.traces import draws_alone, step_densities
 
-#: (densities, prior draws, posterior draws) -> codes of the prior and of the posterior
-View = Callable[[StepDensities, Tensor, Tensor], tuple[Codes, Codes]]
-
-
-def marginal(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
-    """Show z_t alone."""
-    return Codes(prior), Codes(posterior)
-
-
-def trajectory(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
-    """Show z_1..z_t, both sides sharing the posterior path before t and differing in z_t."""
-    path = densities.z.detach()
-    return Codes(prior, path=path), Codes(posterior, path=path)
-
-
-def trajectory_redrawn(
-    densities: StepDensities, prior: Tensor, posterior: Tensor
-) -> tuple[Codes, Codes]:
-    """Show what the paper's LSTM sees, read literally: one-step prior draws as their own path.
-
-    Not zero at q = p unless the transition ignores z: redrawn codes lack the path's correlation.
-    """
-    return Codes(prior, path=prior), Codes(posterior, path=posterior)
-
-
-def conditional(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
-    """Show z_t and h_t, which is a constant here."""
-    h = _hidden(densities)
-    return Codes(prior, h), Codes(posterior, h)
-
-
-def joint(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
-    """Show z_t, h_t and x_t."""
-    h = _hidden(densities)
-    x = densities.x.expand(*h.shape[:-1], densities.x.shape[-1])
-    context = torch.cat([h, x], dim=-1)
-    return Codes(prior, context), Codes(posterior, context)
-
-
-VIEWS: dict[str, View] = {
-    view.__name__: view for view in (marginal, trajectory, trajectory_redrawn, conditional, joint)
-}
-
 
 class Adversarial:
-    """Price a guide by a critic: ``penalty`` for the objective, ``update`` as the hook of ``fit``.
+    """A critic in training: ``update`` is the hook of ``fit``, ``penalty`` a term of an objective.
 
     Args:
-        critic: scores codes, ``critic(z, context, path) -> (T, K, B)``, high for the prior; its
-            attribute ``view`` says what it is shown, a name of ``VIEWS`` or a function like those.
-        divergence: ``wasserstein(...)``.
+        critic: scores codes, ``critic(z, context, path) -> (T, K, B)``. Its attribute ``view``
+            says what it is shown, a name of ``VIEWS`` or a function like those; in role "refine"
+            it is that of the model's ``RefinedPrior``, which says so itself.
+        role: what its scores are used for, a name of ``ROLES``.
+        divergence: its loss; None for that of the role. A Wasserstein critic is high for the
+            prior, the others estimate log q / p, which is high for the proposal.
         optim: a torch optimiser over the critic's parameters alone; Adam(1e-3, (0.5, 0.9)) if
             None.
         critic_steps: critic updates per SVI step; each redraws the codes on one rollout's states,
@@ -115,6 +64,7 @@ class Adversarial:
         self,
         critic: nn.Module,
         *,
+        role: str = "penalty",
         divergence: Divergence | None = None,
         optim: torch.optim.Optimizer | None = None,
         critic_steps: int = 1,
@@ -122,7 +72,9 @@ class Adversarial:
         standardise: bool = False,
         name: str = "critic",
     ) -> None:
-        view = getattr(critic, "view", None)
+        one_of(ROLES, role=role)
+        self.role = ROLES[role]
+        view = VIEWS["conditional"] if role == "refine" else getattr(critic, "view", None)
         if not callable(view) and not (isinstance(view, str) and view in VIEWS):
             raise ValueError(
                 f"critic must have a view, one of {', '.join(VIEWS)} or a function, but that of "
@@ -135,11 +87,11 @@ class Adversarial:
         self.critic, self.critic_steps, self.weight, self.name = critic, critic_steps, weight, name
         self.view: View = view if callable(view) else VIEWS[view]
         self.standardise = standardise
-        self.divergence = wasserstein() if divergence is None else divergence
+        self.divergence = self.role.loss() if divergence is None else divergence
         self.divergence.constraint.check(critic)
         self.optim = optim or torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.9))
         moved = {id(p) for group in self.optim.param_groups for p in group["params"]}
-        if moved != {id(p) for p in critic.parameters() if p.requires_grad}:
+        if moved != {id(p) for p in critic.parameters() if p.requires_grad or self.role.frozen}:
             raise ValueError(
                 "optim must hold the critic's parameters and no others; make it with "
                 "critic.parameters()"
@@ -159,7 +111,18 @@ class Adversarial:
 
         Returns:
             The critic's distance, averaged over observed frames.
+
+        Raises:
+            NotImplementedError: a critic whose scores are part of the model.
         """
+        if self.role.frozen:
+            raise NotImplementedError(
+                "a critic that refines the prior is no penalty: its scores are in the model's "
+                "density; leave it out of penalties= and give its update to fit(hooks=)"
+            )
+        return self._distance(densities, posterior)
+
+    def _distance(self, densities: StepDensities, posterior: Tensor | None = None) -> Tensor:
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
         drawn = densities.z if posterior is None else posterior
         if drawn.shape != densities.z.shape:
@@ -198,34 +161,52 @@ class Adversarial:
 
     def draws(self, model: Program, guide: Program) -> dict[str, Any]:
         """Options of step densities for draws alone; a view of your own may read densities."""
-        return draws_alone(model, guide) if self.view in VIEWS.values() else {}
+        known = self.role.frozen or self.view in VIEWS.values()
+        return draws_alone(model, guide) if known else {}
 
     def improve(self, densities: StepDensities) -> dict[str, float]:
         """Take critic steps on given densities, which hold no gradient; metrics as ``update``."""
         metrics: dict[str, float] = {}
-        self.critic.train()
-        for i in range(self.critic_steps):
-            with torch.no_grad():
-                # where the draws are a path, one-step redraws would be another thing to compare
-                kept = i == 0 or self.view is trajectory_redrawn
-                posterior = densities.z if kept else _draw(densities.proposal)
-                codes = self._codes(densities, posterior)
-            scores = [self._observed(self.critic(*side), densities.mask) for side in codes]
-            distance = self.divergence.penalty(*scores)
-            loss = self.divergence.critic_loss(*scores)
-            loss = loss + self.divergence.constraint.cost(self.critic, *codes, densities.mask)
-            self.optim.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optim.step()
-            self.divergence.constraint.project(self.critic)
-            metrics = {f"{self.name}_loss": loss.item(), f"{self.name}_distance": distance.item()}
-        self.optim.zero_grad(set_to_none=True)
+        with self._learning():
+            for i in range(self.critic_steps):
+                with torch.no_grad():
+                    # where the draws are a path, one-step redraws would be another comparison
+                    kept = i == 0 or self.view is trajectory_redrawn
+                    posterior = densities.z if kept else draw(densities.proposal)
+                    codes = self._codes(densities, posterior)
+                metrics = self._step(codes, densities.mask)
         return metrics | closed_forms(densities, standardise=self.standardise)
+
+    def _step(self, codes: tuple[Codes, Codes], mask: Tensor) -> dict[str, float]:
+        scores = [self._observed(self.critic(*side), mask) for side in codes]
+        distance = self.divergence.penalty(*scores)
+        loss = self.divergence.critic_loss(*scores)
+        loss = loss + self.divergence.constraint.cost(self.critic, *codes, mask)
+        self.optim.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optim.step()
+        self.optim.zero_grad(set_to_none=True)
+        self.divergence.constraint.project(self.critic)
+        return {f"{self.name}_loss": loss.item(), f"{self.name}_distance": distance.item()}
+
+    @contextmanager
+    def _learning(self) -> Iterator[None]:
+        """The critic in training mode; one that is part of the model takes gradients only here."""
+        self.critic.train()
+        if not self.role.frozen:
+            yield
+            return
+        self.critic.requires_grad_(True)
+        try:
+            yield
+        finally:
+            self.critic.requires_grad_(False)
+            self.critic.eval()
 
     @torch.no_grad()
     def distance(self, densities: StepDensities) -> float:
         """Return the critic's distance on given densities, updating nothing."""
-        return float(self.penalty(densities))
+        return float(self._distance(densities))
 
     def state_dict(self) -> dict[str, Any]:
         """The critic with its buffers, and its optimiser."""
@@ -237,11 +218,7 @@ class Adversarial:
         self.optim.load_state_dict(state["optim"])
 
     def _codes(self, densities: StepDensities, posterior: Tensor) -> tuple[Codes, Codes]:
-        prior = _draw(densities.prior)
-        if self.standardise:
-            loc, scale = normal_parameters(densities.prior)
-            prior, posterior = (prior - loc) / scale, (posterior - loc) / scale
-        return self.view(densities, prior, posterior)
+        return self.role.codes(densities, posterior, self.view, self.standardise)
 
     @staticmethod
     def _observed(scores: Tensor, mask: Tensor) -> Tensor:
@@ -312,7 +289,7 @@ class Alternating:
                 )
             c = guide.encode(*check_batch(model, *args)).transpose(0, 1).unsqueeze(1)
             densities = densities._replace(prior=model.transition(states))
-            loss = self.adversarial.penalty(densities, _draw(guide.proposal(states, c)))
+            loss = self.adversarial.penalty(densities, draw(guide.proposal(states, c)))
         else:
             loss = self.adversarial.penalty(step_densities(model, guide, *args))
         self.optim.zero_grad(set_to_none=True)
@@ -351,21 +328,6 @@ def closed_forms(densities: StepDensities, *, standardise: bool = False) -> dict
         "closed_form_kl": (kl.sum() / count).item(),
         "closed_form_w2": (w2.sum() / count).item(),
     }
-
-
-def _hidden(densities: StepDensities) -> Tensor:
-    if densities.h is None:
-        raise NotImplementedError(
-            "views conditional and joint need the state h_t, which a program without rollout "
-            "does not tell; use marginal or trajectory"
-        )
-    return densities.h.detach()
-
-
-def _draw(distribution: Any) -> Tensor:
-    if distribution is None:
-        raise NotImplementedError("a critic needs a prior and a proposal of normals to draw from")
-    return distribution.rsample()
 
 
 def _parameters(program: Any) -> Iterator[nn.Parameter]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
+from torch.nn import functional as F
 
 from inference.densities import StepDensities
 from inference.protocols import at_least, of_kind
@@ -168,6 +169,65 @@ def wasserstein(constraint: Constraint | None = None) -> Divergence:
         penalty=lambda prior, posterior: prior.mean() - posterior.mean(),
         constraint=gradient_penalty() if constraint is None else constraint,
     )
+
+
+def logistic() -> Divergence:
+    """Logistic regression: scores estimate log q / p, the distance is :func:`_nwj` of them."""
+    return Divergence(
+        critic_loss=lambda prior, posterior: (
+            F.softplus(-posterior).mean() + F.softplus(prior).mean()
+        ),
+        penalty=_nwj,
+        constraint=_FREE,
+    )
+
+
+def kl_bound() -> Divergence:
+    """The bound of an f-GAN on KL(q || p), maximised in scores that estimate log q / p."""
+    return Divergence(lambda prior, posterior: -_nwj(prior, posterior), _nwj, _FREE)
+
+
+def pearson() -> Divergence:
+    """The bound of an f-GAN on Pearson's chi-squared of q and p; scores estimate log q / p.
+
+    Also known as least-squares importance fitting.
+    """
+    return Divergence(
+        critic_loss=lambda prior, posterior: (
+            (2 * prior).exp().mean() - 2 * posterior.exp().mean() + 1
+        ),
+        penalty=_nwj,
+        constraint=_FREE,
+    )
+
+
+def least_squares() -> Divergence:
+    """Squared error of the probability of the proposal; scores estimate log q / p."""
+    return Divergence(
+        critic_loss=lambda prior, posterior: (
+            posterior.neg().sigmoid().square().mean() + prior.sigmoid().square().mean()
+        ),
+        penalty=_nwj,
+        constraint=_FREE,
+    )
+
+
+def _nwj(prior: Tensor, posterior: Tensor) -> Tensor:
+    """A lower bound of KL(q || p), for any scores of draws of p and q.
+
+    Source: Nguyen, Wainwright and Jordan (2010), https://arxiv.org/abs/0809.0853, eq. 8.
+    """
+    return 1.0 + posterior.mean() - prior.exp().mean()
+
+
+_FREE = Constraint("none")
+#: losses of a critic that estimates log q / p, by name
+RATIO_LOSSES: dict[str, Callable[[], Divergence]] = {
+    "logistic": logistic,
+    "kl": kl_bound,
+    "pearson": pearson,
+    "least_squares": least_squares,
+}
 
 
 def wasserstein2(densities: StepDensities, *, standardise: bool = False) -> Tensor:

@@ -1,5 +1,7 @@
 """Critics: networks that score codes, high for draws of the prior, low for draws of the guide.
 
+The critic of a refined prior, :class:`LogRatio`, scores the other way round.
+
 A critic is called with what a view shows it: ``critic(z, context, path)``,
 
 * ``z`` ``(T, K, B, Z)``: the code scored at each step;
@@ -179,6 +181,61 @@ class FeedForwardCritic(nn.Module):
         if self.condition is None:
             return self.rest(self.first(broadcast_cat(z, *seen))).squeeze(-1)
         return self.rest(self.first(z) + self.condition(broadcast_cat(*seen))).squeeze(-1)
+
+
+class LogRatio(nn.Module):
+    r"""Critic of a refined prior: r(u, h), within a bound, 0 everywhere before it is trained.
+
+    Args:
+        z_dim: Z.
+        h_dim: H, what the prior reads.
+        critic_dim: width of the hidden layers.
+        depth: number of hidden layers.
+        bound: the largest size of r, reached smoothly: :math:`b \tanh(r / b)`.
+        dropout: probability of zeroing a hidden unit while the critic learns.
+    """
+
+    view = "refine"
+
+    def __init__(
+        self,
+        z_dim: int,
+        h_dim: int,
+        critic_dim: int = 64,
+        *,
+        depth: int = 2,
+        bound: float = 8.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        counts(1, z_dim=z_dim, h_dim=h_dim, critic_dim=critic_dim, depth=depth)
+        self.z_dim, self.h_dim, self.bound = z_dim, h_dim, bound
+        self.read, self.condition = nn.Linear(z_dim, critic_dim), nn.Linear(h_dim, critic_dim)
+        layers: list[nn.Module] = []
+        for _ in range(depth - 1):
+            layers += [nn.SiLU(), nn.Dropout(dropout), nn.Linear(critic_dim, critic_dim)]
+        self.rest = nn.Sequential(*layers, nn.SiLU(), nn.Dropout(dropout))
+        self.last = nn.Linear(critic_dim, 1)
+        self.reset()
+        self.shift, self.spread = nn.Buffer(torch.zeros(h_dim)), nn.Buffer(torch.ones(h_dim))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Set r to 0 everywhere, so that the prior is its base."""
+        self.last.weight.zero_()
+        self.last.bias.zero_()
+
+    @torch.no_grad()
+    def scale_to(self, h: Tensor) -> None:
+        """Read h in units of the mean and deviation of these rows ``(N, H)``."""
+        self.shift.copy_(h.mean(dim=0))
+        self.spread.copy_(h.std(dim=0) + 1e-6)
+
+    def forward(self, u: Tensor, h: Tensor, path: Tensor | None = None) -> Tensor:
+        """r ``(*shape, *batch)`` of u ``(*shape, *batch, Z)``, given h ``(*batch, H)``."""
+        read = self.read(u) + self.condition((h - self.shift) / self.spread)
+        raw = self.last(self.rest(read)).squeeze(-1)
+        return self.bound * torch.tanh(raw / self.bound)
 
 
 CRITICS = ("lstm", "feedforward")

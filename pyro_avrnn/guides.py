@@ -17,6 +17,7 @@ from torch import Size, Tensor, nn
 
 from inference.protocols import counts
 from pyro_avrnn.networks import ACTIVATIONS, NormalNetwork, RecurrentEncoder, diagonal_normal
+from pyro_avrnn.refinement import Refined
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 from pyro_avrnn.shapes import agree, broadcast_cat
 
@@ -122,7 +123,8 @@ class SmoothingGuide(FilteringGuide):
 class ResidualGuide(FilteringGuide):
     r"""Proposal mean = prior mean + correction: :math:`\mu_q = \mu_p(h_t) + r(c_t, h_t)`.
 
-    The guide starts close to the prior's path and learns the correction. Source: Fraccaro et al.
+    The guide starts close to the prior's path and learns the correction. Where the prior is
+    refined, the mean is that of its base. Source: Fraccaro et al.
     (2016), section 3.3 ("res_q"); "using the mean from the prior" in the text on AVRNN.
 
     Args:
@@ -137,7 +139,7 @@ class ResidualGuide(FilteringGuide):
     def _set_up(self, model: SequenceModel, prior_gradient: bool = True) -> None:
         self.prior_gradient = prior_gradient
         with torch.no_grad():
-            prior = model.transition(model.init(Size((1,))))
+            prior = self._prior(model.init(Size((1,))))
         try:
             assert prior.mean is not None
         except NotImplementedError:
@@ -146,10 +148,15 @@ class ResidualGuide(FilteringGuide):
                 "model does not know; use FilteringGuide or FlowGuide"
             ) from None
 
+    def _prior(self, state: Any) -> dist.Distribution:
+        """The prior that has a mean: of a refined one its base."""
+        prior = self.transition(state)
+        return prior.base if isinstance(prior, Refined) else prior
+
     def proposal(self, state: Any, c_t: Tensor) -> dist.Distribution:
         """q(z_t | h_t, c_t), event shape ``(Z,)``."""
         with torch.set_grad_enabled(self.prior_gradient and torch.is_grad_enabled()):
-            prior_mean = self.transition(state).mean
+            prior_mean = self._prior(state).mean
         correction, scale = self.network.parameters_of(c_t, self.hidden(state))
         return diagonal_normal(prior_mean + correction, scale)
 

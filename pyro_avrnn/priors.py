@@ -152,6 +152,12 @@ class MixtureOfNormals(dist.MixtureOfDiagNormals):
         """``(*batch, D)``."""
         return (self.probs.unsqueeze(-1) * self.locs).sum(dim=-2)
 
+    @property
+    def variance(self) -> Tensor:
+        """``(*batch, D)``."""
+        within, between = self.coord_scale.square(), (self.locs - self.mean.unsqueeze(-2)).square()
+        return (self.probs.unsqueeze(-1) * (within + between)).sum(dim=-2)
+
 
 class MixturePrior(_ConditionalPrior):
     """Mixture of diagonal normals p(z_t | h): weights, means and scales are functions of h.

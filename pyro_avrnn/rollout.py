@@ -229,11 +229,13 @@ class _Run(NamedTuple):
         part = slice(steps.start, steps.stop)
         c, x, z = c[part], x[part], None if z is None else z[part]
         shifted, path = self._shifted(steps.start), None
-        if z is None:
+        candidates: list[Tensor] = []
+        estimated = shifted is not None and is_estimate(model.transition(state))
+        if z is None and not estimated:
             options: dict[str, Any] = {"select": shifted, "compile": self.compile}
             path = engine.run(model, guide, state, c, x, self.learns, **options)
         if path is None:
-            states, z, own = self._loop(state, c, x, z, shifted, go_on)
+            states, z, own, candidates = self._loop(state, c, x, z, shifted, go_on)
         else:
             states, (z, *own) = path.states, path.results
         after = type(state)(*(tensor[-1] for tensor in states)) if go_on else None
@@ -241,7 +243,9 @@ class _Run(NamedTuple):
         # a normal proposal's mean and scale are known, and a flow's log q(z)
         normal, told = len(own) == 2, len(own) == 1
         with _faster(x, z.shape[1]):
-            prior = model.transition(stacked)
+            prior: Any = model.transition(stacked)
+            if candidates:  # the weights that chose particles are those that are summed
+                prior = prior.among(torch.stack(candidates, dim=1))
             proposal = diagonal_normal(*own) if normal else guide.proposal(stacked, c.unsqueeze(1))
             made: Any = _Piece(stacked, after, z, None, None, None, prior, None, proposal)
             if not self.scored:
@@ -299,10 +303,14 @@ class _Run(NamedTuple):
         z: Tensor | None,
         choose: _Chooser | None,
         go_on: bool,
-    ) -> tuple[Any, Tensor, list[Tensor]]:
-        """States and latents step by step, and what is known of the proposals by then."""
+    ) -> tuple[Any, Tensor, list[Tensor], list[Tensor]]:
+        """States and latents step by step, what is known of the proposals, and candidates.
+
+        Candidates are those of priors whose density is an estimate, where particles are chosen.
+        """
         model, length = self.model, len(x)
         states, draws, known = [state], [], []
+        candidates: list[Tensor] = []
         for t in range(length):
             if z is None or choose is not None:
                 q_t = self.guide.proposal(state, c[t])
@@ -310,17 +318,28 @@ class _Run(NamedTuple):
             if z is None:
                 known.append(engine.of_proposal(q_t, z_t))
             draws.append(z_t)
+            if choose is not None:
+                with torch.no_grad():
+                    prior: Any = model.transition(state)
+                if is_estimate(prior):
+                    candidates.append(prior.candidates)
             if t + 1 == length and not go_on:
                 break
             before, state = state, model.advance(state, z_t, x[t])
             if choose is not None:  # the densities with gradients are computed once, for all steps
-                parents = choose(t, *engine.terms(model, before, q_t, z_t, x[t]))
+                parents = choose(t, *engine.terms(model, before, q_t, z_t, x[t], prior))
                 if parents is not None:
                     state = select_particles(state, parents)
             states.append(state)
         stacked = type(state)(*map(torch.stack, zip(*states, strict=True)))
         drawn = torch.stack(draws) if z is None else z
-        return stacked, drawn, [torch.stack(rows) for rows in zip(*known, strict=True)]
+        columns = [torch.stack(rows) for rows in zip(*known, strict=True)]
+        return stacked, drawn, columns, candidates
+
+
+def is_estimate(prior: Any) -> bool:
+    """Whether a prior's density is an estimate by candidates, as a ``Refined`` one's is."""
+    return hasattr(type(prior), "candidates")
 
 
 class _Remembered:

@@ -390,4 +390,6 @@ def _register(name: str, module: Any) -> None:
             "would not be trained; call pyro.clear_param_store() first, or work inside "
             "pyro.get_param_store().scope()"
         )
-    pyro.module(name, module)
+    for path, parameter in module.named_parameters():
+        if parameter.requires_grad:  # pyro.module warns of each that is frozen, such as a critic's
+            pyro.param(f"{name}$$${path}", parameter)

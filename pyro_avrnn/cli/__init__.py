@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyro_avrnn.cli import compare, generate, tune
+from pyro_avrnn.cli import compare, generate, refine, tune
 from pyro_avrnn.cli.comparison import Comparison
 from pyro_avrnn.cli.generate import Generation
 from pyro_avrnn.cli.options import add_options, listed, read
+from pyro_avrnn.cli.refine import Refining
 from pyro_avrnn.cli.rows import ROWS, Training
 from pyro_avrnn.cli.settings import Settings
 from pyro_avrnn.cli.tune import Search
@@ -45,6 +46,10 @@ _TUNE = """\
 Try the same random candidates for every row, with a seed of their own, and judge them by the
 validation bound. Writes candidates.csv, a table, and rows.txt with the winners, for
   avrnn compare --rows @runs/tune/rows.txt"""
+_REFINE = """\
+Put a critic into the prior of each trained row: a network learns where the guide's codes are and
+the prior's are not, and the prior draws several candidates and keeps one by it. Nothing else is
+changed. Writes a table of the bounds before and after, and the refined parameters."""
 _GENERATE = """\
 Draw sequences from a trained model: freely, and after the beginning of a test sequence.
 Speech is written as WAV with spectrograms, piano rolls as MIDI with a picture of them,
@@ -118,6 +123,10 @@ def _tune(args: argparse.Namespace, command: str) -> int:
     return tune.tune(read(Search, args), comparison, _settings(args, comparison, **few), command)
 
 
+def _refine(args: argparse.Namespace, command: str) -> int:
+    return refine.refine_rows(read(Refining, args), command)
+
+
 def _settings(args: argparse.Namespace, comparison: Comparison, **own: Any) -> Settings:
     return read(Settings, args, **own, **({"min_scale": 0.01} if comparison.is_speech else {}))
 
@@ -149,6 +158,13 @@ def _commands() -> dict[str, tuple[Any, str, str, str, dict[str, type]]]:
             _TUNE,
             "example:\n  avrnn tune --data timit.zip --rows rnn elbo-annealed --trials 8",
             {"the search": Search, **compared},
+        ),
+        "refine": (
+            _refine,
+            "improve the priors of trained rows by a critic",
+            _REFINE,
+            "example:\n  avrnn refine runs/timit --data timit.zip --candidates 16 64",
+            {"what to refine": Refining},
         ),
         "generate": (
             _generate,

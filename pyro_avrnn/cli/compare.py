@@ -1,20 +1,13 @@
 """``avrnn compare``: train several rows with several seeds side by side, then report."""
 
-import multiprocessing
-import os
 import sys
-import threading
-import time
-import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from inference import seeded
 from inference.files import write_json
@@ -26,10 +19,10 @@ from pyro_avrnn.cli.parts import build
 from pyro_avrnn.cli.rows import Training
 from pyro_avrnn.cli.runs import Result, Task, row_folder, run
 from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.cli.workers import Progress, spread
 from pyro_avrnn.data import Dataset
 
 _FACTS = ("data", "baseline_per_frame", "sequences", "reader", "settings")  # the same to resume
-_worker: dict[str, Any] = {}  # of a worker process: its data, and the steps done by task
 
 
 def compare(comparison: Comparison, settings: Settings, command: str) -> int:
@@ -171,36 +164,23 @@ def train(tasks: list[Task], comparison: Comparison, settings: Settings) -> Iter
     Raises:
         OSError: a process died.
     """
-    if not tasks:
-        return
-    context = multiprocessing.get_context("spawn")
-    steps = context.RawArray("q", len(tasks))  # done by each, which alone writes there
-    stop = context.RawValue("b", 0)
-    given = (comparison.data, comparison.reader_options(settings), steps, stop, os.getpid())
-    pool = ProcessPoolExecutor(min(comparison.jobs, len(tasks)), context, _start_worker, given)
-    total = len(tasks) * settings.steps
-    with pool, tqdm(total=total, unit="step", desc="training", smoothing=0.05) as bar:
-        try:
-            waiting = {
-                pool.submit(_work, i, task, settings, comparison.resume)
-                for i, task in enumerate(tasks)
-            }
-            while waiting:
-                ready, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                bar.update(sum(steps) - bar.n)
-                for result in (future.result() for future in ready):
-                    bar.set_postfix_str(summary(result))
-                    yield result
-        except BrokenProcessPool as error:
-            raise OSError(
-                "a training's process died, perhaps for want of memory; try --jobs 1 or a "
-                "smaller --batch-size; finished rows stay, use --resume"
-            ) from error
-        except BaseException:  # the user's interrupt, or another training's error
-            stop.value = 1
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
+    yield from spread(
+        partial(_work, settings=settings, resume=comparison.resume),
+        tasks,
+        jobs=comparison.jobs,
+        source=comparison.data,
+        reader=comparison.reader_options(settings),
+        pieces=settings.steps,
+        bar="training",
+        unit="step",
+        summary=summary,
+    )
+
+
+def _work(
+    task: Task, dataset: Dataset, progress: Progress, *, settings: Settings, resume: bool
+) -> Result:
+    return run(task, dataset, settings, progress, resume)
 
 
 def summary(result: Result) -> str:
@@ -208,31 +188,3 @@ def summary(result: Result) -> str:
     bound = result["iwae_per_frame"]
     shown = "stopped" if bound is None else f"{bound:.3f}"
     return f"{result['row']} seed {result['seed']}: {shown}"
-
-
-def _start_worker(
-    source: str, options: dict[str, int], steps: Any, stop: Any, parent: int
-) -> None:
-    threading.Thread(target=_watch, args=(stop, parent), daemon=True).start()
-    tqdm.set_lock(threading.RLock())  # its own, between processes, is lost by an abrupt end
-    for told in ("clip_norm=", "the gradient of a step is"):
-        warnings.filterwarnings("ignore", told)  # the report says it, of all rows together
-    torch.set_num_threads(1)  # small matrices: processes pay, threads do not
-    os.environ["OMP_NUM_THREADS"] = "1"
-    _worker.update(data=data.load(source, **options), steps=steps)
-
-
-def _watch(stop: Any, parent: int) -> None:
-    """End this process when it is told to, or when its parent has died."""
-    while not stop.value and os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)  # at once: every file is written elsewhere and moved into place
-
-
-def _work(index: int, task: Task, settings: Settings, resume: bool) -> Result:
-    def progress(steps: int) -> None:
-        _worker["steps"][index] += steps
-
-    result = run(task, _worker["data"], settings, progress, resume)
-    _worker["steps"][index] = settings.steps  # one that stopped early has none to come
-    return result

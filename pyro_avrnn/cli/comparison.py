@@ -32,7 +32,9 @@ class Comparison:
         "piano rolls: move each training piece by up to this many semitones, anew in each epoch",
         "at least 1",
     )
-    frame: int | None = option(None, "speech: samples in a frame (default: 200)")
+    frame: int | None = option(
+        None, "speech: samples in a frame (default: 200; digits are read as log-mel frames)"
+    )
     pcm: int | None = option(
         None, "speech: score samples as linear levels of this many bits (default: densities)"
     )
@@ -74,10 +76,12 @@ class Comparison:
         """What ``data.load`` takes; an option of other data raises ``ValueError``."""
         names = ("segment", "transpose", "frame", "pcm", "mu_law")
         chosen = given(**{name: getattr(self, name) for name in names})
-        speech, rolls = "speech (TIMIT, LibriSpeech)", "piano rolls (.mat)"
+        speech, rolls, digits = "speech (TIMIT, LibriSpeech)", "piano rolls (.mat)", "digits"
         kinds = dict.fromkeys(names, speech)
         kinds |= {"segment": f"{speech} and {rolls}", "transpose": rolls}
+        kinds["frame"] = f"{speech} and spoken {digits}"
         found = speech if self.is_speech else rolls if self.data.lower().endswith(".mat") else "-"
+        found = digits if corpus_of(self.data) == "digits" else found
         for name in chosen:
             if found not in kinds[name]:
                 flag = name.replace("_", "-")

@@ -113,7 +113,7 @@ def _help(f: Field[Any], choices: tuple[str, ...] = ()) -> str:
     notes = [", ".join(choices)] if choices else []
     off = default is False and not choices  # of a flag, this goes without saying
     if not (off or default in (MISSING, None, ()) or "default" in text):
-        shown = " ".join(default) if isinstance(default, tuple) else str(default).lower()
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default).lower()
         notes.append(f"default: {shown}")
     return f"{text} ({'; '.join(notes)})" if notes else text
 

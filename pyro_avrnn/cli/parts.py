@@ -49,7 +49,17 @@ def build(training: Training, data: Dataset, settings: Settings) -> Parts:
         )
     arguments = _recipe_arguments(training, data, settings)
     adversarial, hooks, penalties = None, list[Hook](), list[Adversarial]()
-    if training.view is None:
+    if training.schedule == "refined" and training.stage == "loop":
+        recipe = recipes.avrnn(
+            **arguments,
+            base=training.model,
+            role="refine",
+            num_candidates=training.candidates,
+            critic_dim=training.critic_dim,
+        )
+        adversarial = _refining(training, recipe)
+        hooks = [From(adversarial, round(training.begin * settings.steps)).update]
+    elif training.view is None:
         recipe = recipes.RECIPES[training.model](**arguments)
     else:
         recipe = _with_critic(training, training.view, arguments)
@@ -67,6 +77,46 @@ def build(training: Training, data: Dataset, settings: Settings) -> Parts:
     )
     clip_norm = _clip(settings.clip_norm)
     return Parts(recipe, _optimiser(settings), objective, hooks, adversarial, clip_norm)
+
+
+def refined(training: Training, recipe: recipes.Recipe) -> recipes.Recipe:
+    """The recipe of a trained row with its prior refined; its critic has still to learn."""
+    if recipe.critic is not None:  # it has learnt in the loop
+        return recipe
+    sizes = {"num_candidates": training.candidates, "critic_dim": training.critic_dim}
+    return recipes.refined(recipe, **sizes)
+
+
+class From:
+    """A hook that begins after some steps of a run."""
+
+    def __init__(self, adversarial: Adversarial, steps: int) -> None:
+        self.adversarial, self.steps, self.seen = adversarial, steps, 0
+
+    def update(self, *args: Any, **options: Any) -> dict[str, float]:
+        """The critic's update, and its metrics, once it is time."""
+        self.seen += 1
+        return self.adversarial.update(*args, **options) if self.seen > self.steps else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the critic, and the steps seen."""
+        return {"adversarial": self.adversarial.state_dict(), "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self.adversarial.load_state_dict(state["adversarial"])
+        self.seen = state["seen"]
+
+
+def _refining(training: Training, recipe: recipes.Recipe) -> Adversarial:
+    assert recipe.critic is not None
+    parameters = list(recipe.critic.parameters())
+    return Adversarial(
+        recipe.critic,
+        role="refine",
+        optim=torch.optim.Adam(parameters, lr=training.critic_lr),
+        critic_steps=training.critic_steps,
+    )
 
 
 def _clip(text: str) -> float | AdaptiveClip | None:

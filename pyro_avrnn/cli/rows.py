@@ -36,7 +36,7 @@ class Training:
     """Settings of one training; all but the first three fields are options of a row."""
 
     label: str  # as the user wrote the row
-    schedule: str  # none (the RNN), elbo, iwae, fivo, joint or alternating
+    schedule: str  # none (the RNN), elbo, iwae, fivo, refined, joint or alternating
     summary: str  # one line for --help
     view: str | None = option(None, "what the critic sees", choices=VIEWS)
     kl: Weight = option(1.0, "weight of the KL term: a number, or start>stop@fraction of the run")
@@ -88,6 +88,14 @@ class Training:
     critic_dim: int = option(64, "width of the critic's layers")
     critic_steps: int = option(2, "steps of the critic per SVI step")
     critic_lr: float = option(1e-3, "learning rate of the critic")
+    candidates: int = option(
+        16, "refined: draws of the prior among which the critic chooses", "at least 2"
+    )
+    refine_steps: int = option(2500, "refined: steps of the critic after training", "at least 1")
+    stage: Literal["after", "loop"] = option(
+        "after", "refined: the critic learns after the training, or also in it"
+    )
+    begin: float = option(0.0, "stage=loop: fraction of the run before it", "in [0, 1)")
     adversarial_lr: float = option(5e-5, "alternating: learning rate of the adversarial step")
     detach_state: bool = option(True, "alternating: keep its gradient out of the state")
 
@@ -101,6 +109,8 @@ class Training:
         else:
             bound = f"{self.bound.upper()}-{self.particles}"
             bound += "" if self.kl == 1.0 else f" with {show(self.kl)} KL"
+        if self.schedule == "refined":
+            return f"{bound}; prior refined {'in' if self.stage == 'loop' else 'after'} training"
         critic = "" if self.view is None else f" - {show(self.weight)} critic"
         return bound + critic
 
@@ -165,6 +175,11 @@ _NAMED = {
     "elbo-annealed": ("elbo", "VRNN, KL weight from 0 to 1: the row to beat", "kl=0>1@0.5"),
     "iwae": ("iwae", "VRNN, the importance-weighted bound", "bound=iwae,particles=4"),
     "fivo": ("fivo", "VRNN, the particle filter's bound", "bound=fivo,particles=4"),
+    "refined": (
+        "refined",
+        "VRNN by the annealed ELBO, then a critic in its prior",
+        "kl=0>1@0.5",
+    ),
     "alternating": (
         "alternating",
         "AVRNN, the paper's algorithms 1 and 2 to the letter",

@@ -19,6 +19,7 @@ from inference import (
     dead_units,
     evaluate,
     particle_filter,
+    refine,
     rise,
     scales_at_floor,
     seeded,
@@ -29,7 +30,7 @@ from inference.information import LEAST_SEQUENCES
 from inference.training import History, Records, fit
 from inference.validation import Validation
 from pyro_avrnn import recipes
-from pyro_avrnn.cli.parts import Parts, build
+from pyro_avrnn.cli.parts import Parts, build, refined
 from pyro_avrnn.cli.rows import Training
 from pyro_avrnn.cli.settings import Settings
 from pyro_avrnn.data import Batches, Dataset, Sequences
@@ -70,6 +71,9 @@ def run(
     with pyro.get_param_store().scope(), seeded(seed):
         parts = build(training, data, settings)
         trained, error = _train(parts, task, data, settings, progress, resume)
+        if training.schedule == "refined" and not error:
+            parts = parts._replace(recipe=refined(training, parts.recipe))
+            trained |= _refine(parts.recipe, task, data)
         numbers, failure = _evaluate(parts, data, settings, seed)
         if not (error or failure):
             trained |= _look(parts.recipe, getattr(data, settings.split), settings)
@@ -153,6 +157,15 @@ def _train(
         "seconds": round(history.seconds, 1),
         **_learning(history, settings),
     }, None
+
+
+def _refine(recipe: recipes.Recipe, task: Task, data: Dataset) -> dict[str, Any]:
+    """Teach the critic in the prior, and save it; what it says of itself."""
+    train, valid = ((part.x, part.mask) for part in (data.train, data.valid))
+    steps = task.training.refine_steps
+    told = refine(recipe.model, recipe.guide, train, valid, steps=steps, seed=task.seed)
+    recipes.save(recipe, task.folder / "parameters.pt")
+    return {f"refinement_{name}": value for name, value in told._asdict().items()}
 
 
 def _batches(data: Dataset, settings: Settings, seed: int) -> Batches:

@@ -15,18 +15,17 @@ from pyro_avrnn.data._audio import recordings
 from pyro_avrnn.data._checks import optional
 from pyro_avrnn.data.dataset import SPLITS, Dataset, Piece, by_split
 
-_RATE = 16_000
-_MAX_BYTES = 64 * 2**20  # half an hour of audio: no utterance is that long, a hostile zip may be
-
 
 class Corpus(NamedTuple):
     """What a reader knows of its corpus."""
 
     name: str
     parse: Callable[[str], tuple[str, str] | None]  # split and name of an utterance by its path
-    speaker: re.Pattern[str]  # whose first group is the speaker in a name
+    speaker: re.Pattern[str] | None  # whose first group is the speaker in a name; None: shared
     expected: str  # what would fill every split, in words
     origin: str
+    rate: int = 16_000  # hertz
+    most: int = 64 * 2**20  # bytes of a file: half an hour; a hostile zip may hold more
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ class Framing:
             else "pcm"
             if self.pcm is not None
             else "real",
-            frame_seconds=self.frame / _RATE,
-            sample_rate=_RATE,
+            frame_seconds=self.frame / of.rate,
+            sample_rate=of.rate,
             origin=f"{corpus.name}: {of.origin}",
             bits=self.pcm if self.mu_law is None else self.mu_law,
         )
@@ -80,10 +79,9 @@ class Framing:
     def _segments(self, corpus: Path, of: Corpus) -> Iterator[Piece]:
         """Split, name and frames (T, X), int16, of each segment, in the order of the files."""
         split_of: dict[str, str] = {}
-        for split, name, samples in recordings(corpus, of.parse, of.expected, _RATE, _MAX_BYTES):
-            match = of.speaker.match(name)
-            assert match is not None  # parse makes names of this form
-            if split_of.setdefault(match[1], split) != split:
+        for split, name, samples in recordings(corpus, of.parse, of.expected, of.rate, of.most):
+            match = of.speaker and of.speaker.match(name)
+            if match is not None and split_of.setdefault(match[1], split) != split:
                 raise ValueError(
                     f"the speaker {match[1]!r} is in both {split_of[match[1]]} and {split}; the "
                     "splits must share no speaker"

@@ -1,4 +1,4 @@
-"""Spoken digits as log-mel frames: the Free Spoken Digit Dataset (FSDD).
+"""Spoken digits as log-mel frames or waveforms: the Free Spoken Digit Dataset (FSDD).
 
 Six speakers say 0 to 9 fifty times each: 3,000 recordings
 ``recordings/{digit}_{speaker}_{take}.wav``, 8 kHz, one channel, 16 bits.
@@ -17,6 +17,7 @@ import torch
 from inference.protocols import counts
 from pyro_avrnn.data._audio import entries, recordings
 from pyro_avrnn.data._checks import Numbers, numbers, optional, reading, waveform
+from pyro_avrnn.data._speech import Corpus, Framing
 from pyro_avrnn.data.dataset import Dataset, by_split, groups_of_names, standardise
 from pyro_avrnn.data.sequences import Sequences
 
@@ -29,9 +30,16 @@ _MAX_BYTES = 2**20  # a minute of audio: no digit is that long, a member of a ho
 
 
 def spoken_digits(
-    path: str | Path, *, n_mels: int = 40, window: int = 256, hop: int = 128
+    path: str | Path,
+    *,
+    n_mels: int = 40,
+    window: int = 256,
+    hop: int = 128,
+    frame: int | None = None,
 ) -> Dataset:
     """Read FSDD; X = ``n_mels`` log-mel values, each standardised by the training frames.
+
+    With ``frame`` X is that many samples of waveform, standardised by one mean and deviation.
 
     Training is takes 10 to 49, validation 5 to 9 (our choice), test 0 to 4 (the official set) of
     each digit and speaker: the splits share speakers and digits, not recordings. Names are
@@ -42,9 +50,12 @@ def spoken_digits(
         n_mels: mel bands from 0 to 4 kHz.
         window: samples in a frame; 256 are 32 ms.
         hop: samples from one frame to the next; 128 are 16 ms.
+        frame: samples in a frame of waveform, which the three before say nothing of; the
+            remainder of a recording is dropped.
 
     Returns:
-        ``mean`` and ``std`` are (X,); ``x * std + mean`` is what :func:`log_mel` returns.
+        ``mean`` and ``std`` are (X,); ``x * std + mean`` is what :func:`log_mel` returns. For
+        waveforms they are numbers, in int16 units.
 
     Raises:
         FileNotFoundError: if there is no such path.
@@ -52,6 +63,9 @@ def spoken_digits(
             file is damaged or not 16-bit audio of one channel at 8 kHz.
         ImportError: if librosa or soundfile is not installed.
     """
+    if frame is not None:
+        with reading(path, _EXPECTED, folder=True) as corpus:
+            return Framing(frame, segment=None).read(corpus, _WAVES)
     frames_of = partial(log_mel, sample_rate=_RATE, n_mels=n_mels, window=window, hop=hop)
     with reading(path, _EXPECTED, folder=True) as corpus:
         found = recordings(corpus, _parse, _EXPECTED, _RATE, _MAX_BYTES)
@@ -59,10 +73,8 @@ def spoken_digits(
             (split, name, frames_of(samples / 32768.0))
             for split, name, samples in sorted(found, key=lambda recording: recording[1])
         )
-        takes = "takes 0 to 4 for test, 5 to 9 for validation and others for training"
-        standardised = standardise(*by_split(pieces, takes, torch.float64))
-    where = "https://github.com/Jakobovski/free-spoken-digit-dataset. Licence: CC BY-SA 4.0"
-    origin = f"{corpus.name}: Free Spoken Digit Dataset, {where}"
+        standardised = standardise(*by_split(pieces, _TAKES, torch.float64))
+    origin = f"{corpus.name}: {_ORIGIN}"
     return Dataset("digits", *standardised, frame_seconds=hop / _RATE, origin=origin)
 
 
@@ -73,6 +85,14 @@ def _parse(file: str) -> tuple[str, str] | None:
         return None
     take = int(match[4])
     return "test" if take < 5 else "valid" if take < 10 else "train", match[1].lower()
+
+
+_TAKES = "takes 0 to 4 for test, 5 to 9 for validation and others for training"
+_ORIGIN = (
+    "Free Spoken Digit Dataset, https://github.com/Jakobovski/free-spoken-digit-dataset. "
+    "Licence: CC BY-SA 4.0"
+)
+_WAVES = Corpus("digits", _parse, None, _TAKES, _ORIGIN, _RATE, _MAX_BYTES)
 
 
 def holds_digits(path: str | Path) -> bool:

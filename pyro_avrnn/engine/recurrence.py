@@ -295,10 +295,12 @@ class _Step(nn.Module):
 
 
 @torch.no_grad()
-def terms(model: Any, state: Any, proposal: Any, z_t: Tensor, x_t: Tensor) -> list[Tensor]:
-    """log p(z_t), log p(x_t) and log q(z_t), constants ``(K, B)``."""
+def terms(
+    model: Any, state: Any, proposal: Any, z_t: Tensor, x_t: Tensor, prior: Any = None
+) -> list[Tensor]:
+    """log p(z_t), log p(x_t) and log q(z_t), constants ``(K, B)``; the prior may be given."""
     found = (
-        model.transition(state).log_prob(z_t),
+        (model.transition(state) if prior is None else prior).log_prob(z_t),
         model.emission(z_t, state).log_prob(x_t),
         proposal.log_prob(z_t),
     )

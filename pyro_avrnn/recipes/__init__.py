@@ -4,11 +4,10 @@
 their parts by name, :mod:`~pyro_avrnn.recipes.files` writes and reads parameters.
 """
 
-from pyro_avrnn.recipes.build import EMISSIONS, OF_DSAE, OWN, TAKES, Parts, Recipe
+from pyro_avrnn.recipes.build import EMISSIONS, OF_DSAE, OWN, TAKES, WITH_LATENTS, Parts, Recipe
 from pyro_avrnn.recipes.files import load, save
 from pyro_avrnn.recipes.papers import (
     RECIPES,
-    WITH_LATENTS,
     avrnn,
     dmm,
     dsae,
@@ -20,6 +19,7 @@ from pyro_avrnn.recipes.papers import (
     vae,
     vrnn,
 )
+from pyro_avrnn.recipes.with_critic import refined
 
 __all__ = [
     "EMISSIONS",
@@ -36,6 +36,7 @@ __all__ = [
     "load",
     "pixelcnn",
     "pixelcnn_vae",
+    "refined",
     "rnn",
     "save",
     "srnn",

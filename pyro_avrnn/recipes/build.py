@@ -73,6 +73,8 @@ OWN: dict[str, dict[str, str]] = {
     "dmm": {"prior": "gated", "guide": "smoothing"},
     "dsae": {"prior": "conditional", "guide": "full", "cell": "lstm"},
 }
+#: recipes of models with latents in each step, which may have a critic
+WITH_LATENTS = ("vae", "storn", "vrnn", "srnn", "dmm", "dsae")
 #: guides that only a DSAE has
 OF_DSAE = {"full": (GUIDES["smoothing"][0], "both"), "factorised": GUIDES["mean_field_frame"]}
 

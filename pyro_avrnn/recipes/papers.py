@@ -14,10 +14,7 @@ Example:
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from torch import nn
-
-from inference.protocols import counts, said
-from pyro_avrnn.critics import CRITICS, VIEWS, FeedForwardCritic, LSTMCritic, context_dim
+from inference.protocols import one_of
 from pyro_avrnn.guides import GUIDES, NoLatents
 from pyro_avrnn.models import (
     DMM,
@@ -32,7 +29,17 @@ from pyro_avrnn.models import (
     PixelCNN,
     PixelCNNVAE,
 )
-from pyro_avrnn.recipes.build import OF_DSAE, Builder, Part, Parts, Recipe, pick, plain_config
+from pyro_avrnn.recipes.build import (
+    OF_DSAE,
+    WITH_LATENTS,
+    Builder,
+    Part,
+    Parts,
+    Recipe,
+    pick,
+    plain_config,
+)
+from pyro_avrnn.recipes.with_critic import penalty_critic, refined
 
 
 def vrnn(
@@ -173,25 +180,33 @@ def avrnn(
     emission: Part = "normal",
     *,
     base: str = "vrnn",
+    role: str = "penalty",
     view: str = "conditional",
     critic: str = "lstm",
     critic_dim: int = 64,
     critic_activation: str = "relu",
     lipschitz: str | None = None,
     window: int = 4,
+    num_candidates: int = 16,
     **parts: Any,
 ) -> Recipe:
     """AVRNN of Huang and Xiao (2021), https://arxiv.org/abs/2108.04496: a model with a critic.
 
+    In the paper the critic's score is a penalty on guide and prior. With ``role="refine"`` it is
+    part of the prior, see :class:`~pyro_avrnn.refinement.RefinedPrior`; ``num_candidates`` and
+    ``critic_dim`` then say all about it.
+
     Args:
         x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
         base: the model; the paper's is "vrnn", any other recipe with latents will do.
+        role: what the critic is for, "penalty" or "refine".
         view: what the critic sees: marginal, trajectory, trajectory_redrawn, conditional, joint.
         critic: "lstm", the paper's, or "feedforward".
         critic_dim: width of the critic's layers.
         critic_activation: of a feed-forward critic, "relu" or "groupsort".
         lipschitz: for a feed-forward critic, spectral normalisation in "z" or in "all" it sees.
         window: for a feed-forward critic whose view shows a path, how many codes of it are seen.
+        num_candidates: S of a refined prior.
         parts: of the base, see :class:`Parts`. A VRNN's guide is by default the paper's, which
             uses the mean of the prior and gives it no gradient: ``guide="residual"``,
             ``prior_gradient=False``.
@@ -200,47 +215,17 @@ def avrnn(
         ValueError: an unknown part; the known ones are listed.
         NotImplementedError: spectral normalisation of an LSTM critic.
     """
-    own = {
-        "base": base,
-        "view": view,
-        "critic": critic,
-        "critic_dim": critic_dim,
-        "critic_activation": critic_activation,
-        "lipschitz": lipschitz,
-        "window": window,
-    }
-    if base == "vrnn":
+    one_of(("penalty", "refine"), role=role)
+    own: dict[str, Any] = {"critic_dim": critic_dim, "view": view, "critic": critic}
+    own |= {"critic_activation": critic_activation, "lipschitz": lipschitz, "window": window}
+    if base == "vrnn" and role == "penalty":
         parts = {"guide": "residual", "prior_gradient": False} | parts
     recipe = pick("base", base, {name: RECIPES[name] for name in WITH_LATENTS})
     made = recipe(x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission, **parts)
-    config = plain_config("avrnn", {**made.config, **own})
-    width = context_dim(view, made.model.h_dim, x_dim)
-    sees_path = VIEWS[view][2]
-    network: nn.Module
-    if critic not in CRITICS:
-        raise ValueError(
-            f"critic must be one of {', '.join(CRITICS)}, got {said(critic)}; make a critic of "
-            "your own by itself: Adversarial(critic)"
-        )
-    if critic == "lstm":
-        if lipschitz is not None:
-            raise NotImplementedError(
-                "spectral normalisation does not bound an LSTM critic: use critic='feedforward', "
-                "or a gradient penalty or weight clipping with lipschitz=None"
-            )
-        network = LSTMCritic(z_dim, width, critic_dim, view=view)
-    else:
-        counts(int(sees_path), f" for view {view!r}", window=window)
-        network = FeedForwardCritic(
-            z_dim,
-            width,
-            critic_dim,
-            view=view,
-            activation=critic_activation,
-            lipschitz=lipschitz,
-            window=window if sees_path else 0,
-        )
-    return Recipe(made.model, made.guide, network, config)
+    if role == "refine":
+        return refined(made, num_candidates=num_candidates, critic_dim=critic_dim)
+    config = plain_config("avrnn", {**made.config, "base": base, "role": role, **own})
+    return Recipe(made.model, made.guide, penalty_critic(made.model, **own), config)
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
@@ -255,5 +240,3 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "pixelcnn": pixelcnn,
     "pixelcnn_vae": pixelcnn_vae,
 }
-#: what may have a critic
-WITH_LATENTS = ("vae", "storn", "vrnn", "srnn", "dmm", "dsae")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference.densities import StepDensities
 from inference.modes import evaluating
+from pyro_avrnn.refinement import fixed_candidates
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 
 Value = TypeVar("Value")
@@ -197,7 +198,7 @@ def conformance(heading: str) -> Callable[[Callable[[Subject], None]], Check]:
             while num_particles in mask.shape:  # sizes that coincide hide mistakes
                 num_particles += 1
             store, modes = pyro.get_param_store().scope(), evaluating(model, guide)
-            with store, modes, same_draws(x), torch.enable_grad():
+            with store, modes, same_draws(x), fixed_candidates(), torch.enable_grad():
                 body(Subject(heading, model, guide, x, mask, num_particles))
 
         del run.__wrapped__  # whose signature is not the one here

@@ -5,10 +5,7 @@ import pytest
 import torch
 
 from pyro_avrnn import data
-from pyro_avrnn.cli import compare
-from pyro_avrnn.cli.comparison import Comparison
-from pyro_avrnn.cli.runs import Task, run
-from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.cli import compare, refine, report
 
 
 @pytest.fixture
@@ -21,13 +18,16 @@ def single() -> Iterator[None]:
 
 @pytest.fixture
 def serial(single: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings in this process: a worker process costs seconds, and is tested once below."""
+    """Trainings in this process, without pictures of the best one.
 
-    def train(
-        tasks: list[Task], comparison: Comparison, settings: Settings
-    ) -> Iterator[dict[str, Any]]:
-        loaded = data.load(comparison.data, **comparison.reader_options(settings))
+    A worker process costs seconds, and pictures do, too; other tests look at both.
+    """
+
+    def spread(work: Any, tasks: list[Any], **options: Any) -> Iterator[Any]:
+        loaded = data.load(options["source"], **options["reader"])
         for task in tasks:
-            yield run(task, loaded, settings, lambda steps: None, comparison.resume)
+            yield work(task, loaded, lambda pieces: None)
 
-    monkeypatch.setattr(compare, "train", train)
+    monkeypatch.setattr(report, "illustrate", lambda *_: [])
+    for module in (compare, refine):
+        monkeypatch.setattr(module, "spread", spread)

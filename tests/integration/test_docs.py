@@ -138,7 +138,7 @@ def targets() -> set[str]:
 def options() -> dict[str, set[str]]:
     """Options of each command of avrnn, as its help lists them."""
     found = {}
-    for command in ("compare", "tune", "generate"):
+    for command in ("compare", "tune", "refine", "generate"):
         printed = io.StringIO()
         with redirect_stdout(printed), pytest.raises(SystemExit):
             main([command, "--help"])

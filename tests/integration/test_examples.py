@@ -59,6 +59,31 @@ def test_the_last_example_opens_the_model_of_the_first(tmp_path: Path) -> None:
     assert "90 % interval" in run(last, tmp_path)
 
 
+def test_free_runs_are_judged_by_what_the_judge_has_not_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "studies"))
+    from free_running import distance, hear, told_apart  # type: ignore[import-not-found]
+
+    random = np.random.default_rng(0)
+
+    def noise(colour: float = 0.0, size: float = 0.1, count: int = 40) -> list[np.ndarray]:
+        waves = size * random.normal(size=(count, 16_000))
+        waves[:, 1:] += colour * waves[:, :-1]
+        return list(waves)
+
+    known, asked, alike, coloured, loud = (
+        hear(waves, 16_000)
+        for waves in (noise(), noise(), noise(), noise(0.5), [2 * w for w in noise()])
+    )
+    assert told_apart((known, coloured), (asked, hear(noise(0.5), 16_000))) > 0.95
+    fresh = told_apart((known, alike), (asked, hear(noise(), 16_000)))
+    assert abs(fresh - 0.5) < 0.2  # 80 windows each: 4 standard errors
+    assert told_apart((known, alike), (known, alike)) > 0.85  # a judge of what it was fitted on
+    assert distance(asked, loud) == pytest.approx(20 * np.log10(2), abs=0.2)
+    assert distance(asked, known) < 0.5  # 5.6 dB of a bin in one piece, by 1,240 pieces: 0.22
+
+
 def test_the_grid_of_swaps_keeps_what_is_done(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", x=np.random.default_rng(0).normal(size=(20, 5, 3)))
     parts = ["--priors", "standard", "flow", "--guides", "filtering", "residual"]

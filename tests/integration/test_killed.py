@@ -14,8 +14,15 @@ import numpy as np
 import pytest
 
 from inference.files import load_plain
+from pyro_avrnn.cli import main
 
 ROOT = Path(__file__).parents[2]
+# without pictures, which take a third of the time, and which other tests look at
+COMMAND = """
+from pyro_avrnn.cli import main, report
+report.illustrate = lambda *_: []
+raise SystemExit(main())
+"""
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGKILL]
 EVERY_DAY = {(signal.SIGTERM, "parent", 2), (signal.SIGKILL, "parent", 2)}
 ENDINGS = [
@@ -24,22 +31,14 @@ ENDINGS = [
 ]
 
 
+COMPARE = "compare --data waves.npz --rows rnn elbo --steps 200 --validate-every 20 --h-dim 4"
+SIZES = "--z-dim 2 --particles 25 --batch-size 4"
+
+
 def start(folder: Path, out: str, *more: str, jobs: int = 2) -> subprocess.Popen[str]:
-    command = ["-m", "pyro_avrnn", "compare", "--data", "waves.npz", "--out", out]
-    command += [
-        "--rows",
-        "rnn",
-        "elbo",
-        "--steps",
-        "200",
-        "--validate-every",
-        "20",
-        "--h-dim",
-        "4",
-    ]
-    command += ["--z-dim", "2", "--particles", "25", "--batch-size", "4", "--jobs", str(jobs)]
+    command = [*COMPARE.split(), *SIZES.split(), "--out", out, "--jobs", str(jobs)]
     return subprocess.Popen(
-        [sys.executable, *command, *more],
+        [sys.executable, "-c", COMMAND, *command, *more],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -72,20 +71,22 @@ def results(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, and a comparison that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("killed")
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with data."""
     x = np.random.default_rng(0).normal(size=(20, 8, 2)).cumsum(axis=1)
-    np.savez(folder / "waves.npz", x=x)
-    status, said = finish(start(folder, "whole"))
-    assert status == 0, said
-    return folder
+    np.savez(tmp_path / "waves.npz", x=x)
+    return tmp_path
 
 
+@pytest.mark.usefixtures("serial")
 @pytest.mark.parametrize(("ending", "whom", "jobs"), ENDINGS, ids=str)
 def test_a_comparison_that_is_ended_goes_on(
-    ending: signal.Signals, whom: str, jobs: int, folder: Path
+    ending: signal.Signals,
+    whom: str,
+    jobs: int,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = f"{ending.name}-{whom}-{jobs}"
     process = start(folder, out, jobs=jobs)
@@ -105,6 +106,8 @@ def test_a_comparison_that_is_ended_goes_on(
         assert "leaked" not in said
     status, said = finish(start(folder, out, "--resume"))
     assert status == 0, said
+    monkeypatch.chdir(folder)
+    assert main([*COMPARE.split(), *SIZES.split(), "--out", "whole"]) == 0
     assert results(folder / out) == results(folder / "whole")
     left = [p.name for p in (folder / out).rglob("*") if p.name == "checkpoint.pt"]
     assert not left

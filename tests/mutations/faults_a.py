@@ -2,7 +2,8 @@
 
 from tests.mutations.fault import Fault
 
-ADVERSARIAL, DIVERGENCES = "inference/adversarial.py", "inference/divergences.py"
+ADVERSARIAL, ROLES = "inference/adversarial.py", "inference/roles.py"
+DIVERGENCES = "inference/divergences.py"
 OBJECTIVES, GRADIENTS = "inference/objectives.py", "inference/gradients.py"
 BOUNDS, WEIGHTS = "inference/bounds.py", "inference/weights.py"
 RESAMPLING, PARTICLES = "inference/resampling.py", "inference/particles.py"
@@ -18,28 +19,28 @@ KNOWN_SLOPES = f"{CALIBRATION}::test_the_penalty_is_that_of_the_slope_in_each_co
 FAULTS = [
     # ---- the critic, 16 ----
     Fault(
-        ADVERSARIAL,
+        ROLES,
         "the shared path passes gradients",
         "path = densities.z.detach()",
         "path = densities.z",
         (CRITIC,),
     ),
     Fault(
-        ADVERSARIAL,
+        ROLES,
         "redrawn: the posterior's path is the rollout's, not what is scored",
         "Codes(prior, path=prior), Codes(posterior, path=posterior)",
         "Codes(prior, path=prior), Codes(posterior, path=densities.z)",
         (CRITIC,),
     ),
     Fault(
-        ADVERSARIAL,
+        ROLES,
         "h passes gradients",
         "return densities.h.detach()",
         "return densities.h",
         (CRITIC,),
     ),
     Fault(
-        ADVERSARIAL,
+        ROLES,
         "joint shows x of the step before",
         "x = densities.x.expand(",
         "x = densities.x.roll(1, 0).expand(",
@@ -69,33 +70,37 @@ FAULTS = [
     Fault(
         ADVERSARIAL,
         "the critic is trained on padded frames, too",
-        "scores = [self._observed(self.critic(*side), densities.mask) for side in codes]",
+        "scores = [self._observed(self.critic(*side), mask) for side in codes]",
         "scores = [self.critic(*side).flatten() for side in codes]",
         (CRITIC,),
     ),
     Fault(
         ADVERSARIAL,
         "gradients add up over critic steps",
-        "            self.optim.zero_grad(set_to_none=True)\n            loss.backward()",
-        "            loss.backward()",
+        "self.optim.zero_grad(set_to_none=True)\n        loss.backward()\n"
+        "        self.optim.step()\n"
+        "        self.optim.zero_grad(set_to_none=True)",
+        "loss.backward()\n        self.optim.step()",
         (CRITIC,),
     ),
     Fault(
         ADVERSARIAL,
         "the critic's constraint costs nothing",
-        "loss = loss + self.divergence.constraint.cost(self.critic, *codes, densities.mask)",
-        "self.divergence.constraint.cost(self.critic, *codes, densities.mask)",
+        "loss = loss + self.divergence.constraint.cost(self.critic, *codes, mask)",
+        "self.divergence.constraint.cost(self.critic, *codes, mask)",
         (CRITIC, f"{CALIBRATION}::test_the_gradient_penalty_measures_a_shift"),
     ),
     Fault(
         ADVERSARIAL,
         "weights are clipped before the step, not after",
-        "self.optim.step()\n            self.divergence.constraint.project(self.critic)",
-        "self.divergence.constraint.project(self.critic)\n            self.optim.step()",
+        "self.optim.step()\n        self.optim.zero_grad(set_to_none=True)\n"
+        "        self.divergence.constraint.project(self.critic)",
+        "self.divergence.constraint.project(self.critic)\n        self.optim.step()\n"
+        "        self.optim.zero_grad(set_to_none=True)",
         (f"{OWNERS}::test_clipping_keeps_every_weight_within_its_bound",),
     ),
     Fault(
-        ADVERSARIAL,
+        ROLES,
         "codes are in units of the proposal",
         "loc, scale = normal_parameters(densities.prior)",
         "loc, scale = normal_parameters(densities.proposal)",

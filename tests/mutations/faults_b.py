@@ -139,14 +139,14 @@ FAULTS = [
     ),
     # ---- evaluation ----
     Fault(
-        "inference/evaluation.py",
+        "inference/columns.py",
         "the critic's distance is averaged over sequences",
         'columns["critic_distance_per_frame"] = distance * count.to(d.log_prior)',
         'columns["critic_distance_per_frame"] = distance * (count > 0).to(d.log_prior)',
         (f"{EVALUATION}::{CRITICS_UNITS}",),
     ),
     Fault(
-        "inference/evaluation.py",
+        "inference/columns.py",
         "W2 is not in the units of the critic",
         "wasserstein2(d, standardise=units)",
         "wasserstein2(d)",

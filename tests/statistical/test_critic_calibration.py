@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inference.adversarial import Adversarial, View
+from inference.adversarial import Adversarial
 from inference.densities import StepDensities
 from inference.divergences import (
     Codes,
@@ -24,6 +24,7 @@ from inference.divergences import (
     spectral,
     wasserstein,
 )
+from inference.roles import View
 from pyro_avrnn.critics import FeedForwardCritic
 
 WIDTH, BATCH, HELD_OUT = 32, 256, 100_000

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from inference import Adversarial, Alternating, seeded
-from inference.adversarial import VIEWS, joint
 from inference.densities import StepDensities
 from inference.divergences import Codes, Constraint, Divergence, gradient_penalty, wasserstein
+from inference.roles import VIEWS, joint
 from pyro_avrnn import recipes
 from pyro_avrnn.guides import FilteringGuide
 from pyro_avrnn.networks import RecurrentEncoder

@@ -102,6 +102,30 @@ def sentence(error: pytest.ExceptionInfo[Exception], *words: object) -> None:
         assert str(word) in text, f"{word!r} is not in {text!r}"
 
 
+# ---- waveforms ----
+
+
+def test_frames_of_waveform_are_the_samples(tmp_path: Path) -> None:
+    files = recordings()
+    d = spoken_digits(archive(tmp_path / "fsdd.zip", files), frame=100)
+    assert (d.kind, d.sample_rate, d.frame_seconds) == ("real", 8000, 100 / 8000)
+    trained = [name for name in files if int(name.split("_")[-1][:-4]) >= 10]
+    assert sorted(d.train.names) == sorted(Path(name).stem for name in trained)
+    for i, name in enumerate(d.train.names):
+        content = files[f"fsdd/recordings/{name}.wav"]
+        samples = np.frombuffer(content[44:], "<i2")
+        frames = samples[: len(samples) // 100 * 100].reshape(-1, 100)
+        found = d.train.sequence(i).double().numpy() * d.std + d.mean
+        np.testing.assert_allclose(found, frames, atol=0.01)
+    every = np.concatenate([d.train.sequence(i).numpy().ravel() for i in range(len(d.train))])
+    assert abs(every.mean()) < 1e-3 and abs(every.std() - 1) < 1e-3
+
+
+def test_frames_longer_than_a_recording(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"3_ann_0 has 739 samples, fewer than one frame of 800"):
+        spoken_digits(archive(tmp_path / "fsdd.zip", recordings()), frame=800)
+
+
 # ---- frames ----
 
 

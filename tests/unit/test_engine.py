@@ -35,6 +35,8 @@ LENGTH = 5
 NEVER, ALWAYS = 10**9, 1  # the shortest sequence whose step is captured
 TERMS = ("log_prior", "log_emission", "log_proposal", "z", "h")
 COVER = {"-".join(call.values()): call for call in pairwise()}
+#: the other half of the cases is slow
+HALF = [pytest.param(c, marks=pytest.mark.slow if i % 2 else ()) for i, c in enumerate(COVER)]
 Found = dict[str, Tensor]
 
 
@@ -114,7 +116,7 @@ def test_the_fast_path_is_the_loop(case: str, uncompiled: None) -> None:
     assert found.loop is None or isinstance(found.driver, compiled.Chunks)
 
 
-@pytest.mark.parametrize("case", COVER)
+@pytest.mark.parametrize("case", HALF)
 def test_filters_and_segments_of_the_fast_path_are_those_of_the_loop(case: str) -> None:
     recipe = build(**COVER[case])
     x = observations(recipe, 2, LENGTH)

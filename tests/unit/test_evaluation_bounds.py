@@ -274,11 +274,11 @@ def test_long_sequences_are_cut_into_portions_unasked(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(type(recipe.model), "rollout", counted)
     # 10 particles of 5 steps are 50 frames: two sequences at once, the last one alone
-    monkeypatch.setattr("inference.evaluation._FRAMES_AT_ONCE", 100)
+    monkeypatch.setattr("inference.columns._FRAMES_AT_ONCE", 100)
     found = evaluate(recipe.model, recipe.guide, x, mask, num_particles=10, seed=2)
     assert asked == [10, 10, 10]
     asked.clear()
-    monkeypatch.setattr("inference.evaluation._FRAMES_AT_ONCE", 20)  # not even one: 4 particles
+    monkeypatch.setattr("inference.columns._FRAMES_AT_ONCE", 20)  # not even one: 4 particles
     evaluate(recipe.model, recipe.guide, x[:1, :5], mask[:1].new_ones(1, 5), num_particles=10)
     assert asked == [4, 4, 2]
     monkeypatch.undo()

@@ -8,7 +8,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from inference.adversarial import VIEWS, Adversarial, Alternating
+from inference.adversarial import Adversarial, Alternating
 from inference.divergences import (
     Codes,
     Constraint,
@@ -18,6 +18,7 @@ from inference.divergences import (
     wasserstein,
 )
 from inference.objectives import ELBO
+from inference.roles import VIEWS
 from pyro_avrnn import recipes
 from pyro_avrnn.critics import FeedForwardCritic, LSTMCritic
 from pyro_avrnn.recipes import Recipe

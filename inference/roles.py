@@ -1,0 +1,138 @@
+"""What a critic is shown, and what becomes of its scores: views and roles.
+
+A view picks the codes of prior and proposal that a critic compares, and so decides which part of
+the rate it measures:
+
+| view | critic sees | zero means |
+|---|---|---|
+| marginal | z_t | the marginals over data and h agree, no more |
+| trajectory | z_1..z_t, both sides on the posterior path, differing in z_t | q(z_t given z_<t) = E[p(z_t given h)] |
+| trajectory_redrawn | one-step prior draws against proposal draws, read as sequences | not zero at q = p |
+| conditional | z_t, h_t | aggregate mismatch 0: ELBO = reconstruction - information |
+| joint | z_t, h_t, x_t | q = p: ELBO = reconstruction, and z carries nothing |
+
+A role says what is compared, by which loss the critic learns, and where its scores go:
+
+| role | compares | loss | scores go to |
+|---|---|---|---|
+| penalty | draws of prior and proposal, by a view | Wasserstein | the loss of model and guide |
+| refine | draws of a base prior and of the proposal, in units of the base, with what the prior reads | logistic | the prior: p~(z given h) ~ p(z given h) exp r(z, h) |
+"""  # noqa: E501 - tables
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from inference.densities import StepDensities
+from inference.divergences import Codes, Divergence, logistic, normal_parameters, wasserstein
+
+#: (densities, prior draws, posterior draws) -> codes of the prior and of the posterior
+View = Callable[[StepDensities, Tensor, Tensor], tuple[Codes, Codes]]
+
+
+def marginal(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
+    """Show z_t alone."""
+    return Codes(prior), Codes(posterior)
+
+
+def trajectory(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
+    """Show z_1..z_t, both sides sharing the posterior path before t and differing in z_t."""
+    path = densities.z.detach()
+    return Codes(prior, path=path), Codes(posterior, path=path)
+
+
+def trajectory_redrawn(
+    densities: StepDensities, prior: Tensor, posterior: Tensor
+) -> tuple[Codes, Codes]:
+    """Show what the paper's LSTM sees, read literally: one-step prior draws as their own path.
+
+    Not zero at q = p unless the transition ignores z: redrawn codes lack the path's correlation.
+    """
+    return Codes(prior, path=prior), Codes(posterior, path=posterior)
+
+
+def conditional(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
+    """Show z_t and h_t, which is a constant here."""
+    h = _hidden(densities)
+    return Codes(prior, h), Codes(posterior, h)
+
+
+def joint(densities: StepDensities, prior: Tensor, posterior: Tensor) -> tuple[Codes, Codes]:
+    """Show z_t, h_t and x_t."""
+    h = _hidden(densities)
+    x = densities.x.expand(*h.shape[:-1], densities.x.shape[-1])
+    context = torch.cat([h, x], dim=-1)
+    return Codes(prior, context), Codes(posterior, context)
+
+
+VIEWS: dict[str, View] = {
+    view.__name__: view for view in (marginal, trajectory, trajectory_redrawn, conditional, joint)
+}
+
+
+@runtime_checkable
+class Refinable(Protocol):
+    """A prior that draws candidates from a base and chooses among them by a critic."""
+
+    base: Any
+    critic: Any
+    num_candidates: int
+
+    def codes(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws of the base, and a value, ``(T, K, B, Z)``, in units of the base; and h."""
+        ...
+
+
+class Role(NamedTuple):
+    """A use of a critic."""
+
+    #: (densities, posterior draws, view, standardise) -> codes of prior and posterior
+    codes: Callable[[StepDensities, Tensor, View, bool], tuple[Codes, Codes]]
+    loss: Callable[[], Divergence]  # where none is given
+    frozen: bool  # whether the critic is part of the model, which must not move it
+
+
+def _shown(
+    densities: StepDensities, posterior: Tensor, view: View, standardise: bool
+) -> tuple[Codes, Codes]:
+    prior = draw(densities.prior)
+    if standardise:
+        loc, scale = normal_parameters(densities.prior)
+        prior, posterior = (prior - loc) / scale, (posterior - loc) / scale
+    return view(densities, prior, posterior)
+
+
+def _candidates(
+    densities: StepDensities, posterior: Tensor, view: View, standardise: bool
+) -> tuple[Codes, Codes]:
+    if not isinstance(densities.prior, Refinable):
+        raise NotImplementedError(
+            "role 'refine' needs a model whose prior is refined by this critic, got a "
+            f"{type(densities.prior).__name__}; make it by recipes.refined(recipe)"
+        )
+    drawn, given, h = densities.prior.codes(posterior)
+    return Codes(drawn, h), Codes(given, h)
+
+
+ROLES: dict[str, Role] = {
+    "penalty": Role(_shown, wasserstein, frozen=False),
+    "refine": Role(_candidates, logistic, frozen=True),
+}
+
+
+def _hidden(densities: StepDensities) -> Tensor:
+    if densities.h is None:
+        raise NotImplementedError(
+            "views conditional and joint need the state h_t, which a program without rollout "
+            "does not tell; use marginal or trajectory"
+        )
+    return densities.h.detach()
+
+
+def draw(distribution: Any) -> Tensor:
+    """Draw codes that gradients can follow, ``(T, K, B, Z)``."""
+    if distribution is None:
+        raise NotImplementedError("a critic needs a prior and a proposal of normals to draw from")
+    return distribution.rsample()

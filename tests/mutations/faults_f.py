@@ -1,0 +1,172 @@
+"""Faults of refined priors: the density of a kept draw, what the critic learns, and from what."""
+
+from tests.mutations.fault import Fault
+
+EXACT, REFINED = "tests/statistical/test_refinement.py", "tests/unit/test_refined.py"
+REFINE = "tests/integration/test_refine.py"
+
+FAULTS = [
+    Fault(
+        "pyro_avrnn/refinement.py",
+        "the value is no candidate",
+        "total = torch.cat([own.unsqueeze(0), others]).logsumexp(dim=0)",
+        "total = torch.cat([others[:1], others]).logsumexp(dim=0)",
+        (EXACT,),
+    ),
+    Fault(
+        "pyro_avrnn/refinement.py",
+        "one candidate less in the mean",
+        "math.log(self.num_candidates)",
+        "math.log(self.num_candidates - 1)",
+        (EXACT, REFINED),
+    ),
+    Fault(
+        "pyro_avrnn/refinement.py",
+        "the largest ratio is kept",
+        "log_ratio - torch.empty_like(log_ratio).exponential_().log()",
+        "log_ratio",
+        (EXACT,),
+    ),
+    Fault(
+        "pyro_avrnn/refinement.py",
+        "codes are read in units of z",
+        "own, others = self.critic(self.units.read(value), self.h), self.log_ratios\n        for",
+        "own, others = self.critic(value, self.h), self.log_ratios\n        for",
+        (EXACT,),
+    ),
+    Fault(
+        "pyro_avrnn/refinement.py",
+        "SVI trains the critic",
+        "self.critic.requires_grad_(False)",
+        "self.critic.requires_grad_(True)",
+        (REFINED,),
+    ),
+    Fault(
+        "pyro_avrnn/refinement.py",
+        "the critic drops units in the model",
+        "        super().train(mode)\n        self.critic.eval()",
+        "        super().train(mode)",
+        (REFINED,),
+    ),
+    Fault(
+        "pyro_avrnn/rollout.py",
+        "the weights that are summed are drawn anew",
+        "prior = prior.among(torch.stack(candidates, dim=1))",
+        "pass",
+        (EXACT,),
+    ),
+    Fault(
+        "pyro_avrnn/units.py",
+        "a flow is read forwards",
+        "for step in reversed(steps):\n                z = step.inv(z)",
+        "for step in steps:\n                z = step.inv(z)",
+        (REFINED,),
+    ),
+    Fault(
+        "pyro_avrnn/units.py",
+        "draws of a mixture in units of z",
+        "((like.sample(sample_shape) - mean) / deviation).detach()",
+        "like.sample(sample_shape)",
+        (REFINED,),
+    ),
+    Fault(
+        "pyro_avrnn/priors.py",
+        "the deviation of a mixture is that of its parts",
+        "(self.probs.unsqueeze(-1) * (within + between)).sum(dim=-2)",
+        "(self.probs.unsqueeze(-1) * within).sum(dim=-2)",
+        (REFINED,),
+    ),
+    Fault(
+        "inference/divergences.py",
+        "logistic: the sides are swapped",
+        "F.softplus(-posterior).mean() + F.softplus(prior).mean()",
+        "F.softplus(posterior).mean() + F.softplus(-prior).mean()",
+        (REFINED,),
+    ),
+    Fault(
+        "inference/divergences.py",
+        "Pearson: the square is lost",
+        "(2 * prior).exp().mean()",
+        "prior.exp().mean()",
+        (REFINED,),
+    ),
+    Fault(
+        "inference/divergences.py",
+        "the certificate forgets its one",
+        "return 1.0 + posterior.mean() - prior.exp().mean()",
+        "return posterior.mean() - prior.exp().mean()",
+        (REFINED,),
+    ),
+    Fault(
+        "inference/refining.py",
+        "the last critic, not the best",
+        "self.critic.load_state_dict(self.state or self.first)",
+        "pass",
+        (REFINED,),
+    ),
+    Fault(
+        "inference/refining.py",
+        "a critic that certifies nothing stays",
+        'if not self.state and hasattr(self.critic, "reset"):',
+        "if False:",
+        (REFINED,),
+    ),
+    Fault(
+        "inference/refining.py",
+        "padding teaches the critic",
+        "keep, num_candidates = d.mask[:, 0], prior.num_candidates",
+        "keep, num_candidates = torch.ones_like(d.mask[:, 0]), prior.num_candidates",
+        (REFINED,),
+    ),
+    Fault(
+        "inference/refining.py",
+        "errors of frames, not of sequences",
+        "index_add(0, sequence, terms - mean)",
+        "index_add(0, torch.arange(len(terms)) % len(sequence.unique()), terms - mean)",
+        (REFINED,),
+    ),
+    Fault(
+        "pyro_avrnn/cli/refine.py",
+        "errors of sequences, not of speakers",
+        "names = list(dict.fromkeys(groups))",
+        "groups = list(map(str, range(len(groups))))\n    names = list(dict.fromkeys(groups))",
+        (REFINE,),
+    ),
+    Fault(
+        "pyro_avrnn/cli/refine.py",
+        "the gain is of another model",
+        "name: paired(value - before[name], split.mask, groups)",
+        "name: paired(before[name] - value, split.mask, groups)",
+        (REFINE,),
+    ),
+    Fault(
+        "pyro_avrnn/cli/parts.py",
+        "the critic begins at once",
+        "if self.seen > self.steps else {}",
+        "if self.seen > 0 else {}",
+        (REFINE,),
+    ),
+    Fault(
+        "pyro_avrnn/guides.py",
+        "a residual guide asks the refined prior",
+        "return prior.base if isinstance(prior, Refined) else prior",
+        "return prior",
+        (REFINED,),
+    ),
+    Fault(
+        "pyro_avrnn/data/_speech.py",
+        "waveforms of digits at the rate of TIMIT",
+        "sample_rate=of.rate,",
+        "sample_rate=16_000,",
+        ("tests/unit/test_digits.py",),
+    ),
+    Fault(
+        "examples/studies/free_running.py",
+        "the judge is asked what it was fitted on",
+        "right = [(judge.predict(h.windows) == label).mean() for label, h in enumerate(judged)]",
+        "right = [(judge.predict(h.windows) == label).mean() for label, h in enumerate(fitted)]",
+        (
+            "tests/integration/test_examples.py::test_free_runs_are_judged_by_what_the_judge_has_not_seen",
+        ),
+    ),
+]
