@@ -12,7 +12,7 @@ STUDY := $(BIN)/python examples/studies
 
 .PHONY: help demo test lint lint-format lint-rules lint-types lint-sizes hooks compare figures faults shrink clean \
 	handbrakes baselines adversarial chords timit tune-timit exact tune-music music music-models \
-	speech digits images zoo swap benchmark
+	speech digits images zoo zoo-critics resamplers twists swap benchmark
 
 help:  ## this list
 	@awk -F ':.*  ## ' '/^##@/ {print "\n" substr($$0, 5)} \
@@ -214,6 +214,15 @@ images: .venv/.installed  ## PixelCNN-VAE and PixelCNN on MNIST
 
 zoo: .venv/.installed  ## every model on the built-in vowels
 	$(STUDY)/model_zoo.py --out examples/results/zoo
+
+zoo-critics: .venv/.installed  ## every divergence, view and role of a critic, built-in vowels, 3 seeds
+	$(STUDY)/critic_zoo.py --out examples/results/critics
+
+resamplers: .venv/.installed  ## gradients of differentiable resamplers, and what proposals learn by them
+	$(STUDY)/resamplers.py --out examples/results/resamplers
+
+twists: .venv/.installed  ## twisted filters on a drift seen at its end, and on stochastic volatility
+	$(STUDY)/twisted_filters.py --out examples/results/twists
 
 swap: .venv/.installed  ## every prior with every guide of a VRNN, built-in vowels
 	$(STUDY)/swap_guides_and_priors.py --jobs 2 --out examples/results/swap

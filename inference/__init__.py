@@ -5,18 +5,22 @@ Nothing here knows the models of ``pyro_avrnn``: every verb works on a user's ow
 
 from typing import Any
 
-from inference.adversarial import Adversarial, Alternating
+from inference.adversarial import Adversarial
+from inference.alternating import Alternating
 from inference.arviz_adapter import to_arviz
+from inference.avb import AVB
 from inference.bounds import elbo, fivo, iwae
 from inference.calibration import Calibration, calibrate
 from inference.checkpoints import Checkpointing
 from inference.clipping import AdaptiveClip
 from inference.columns import sequence_bounds
+from inference.constraints import clip, gradient_penalty, spectral
 from inference.densities import StepDensities
-from inference.divergences import clip, gradient_penalty, spectral, wasserstein
+from inference.divergences import DIVERGENCES, jensen_shannon, log_ratio, wasserstein
 from inference.evaluation import Evaluation, evaluate
 from inference.information import rate_split
 from inference.learning import dead_units, rise, scales_at_floor, still_rising
+from inference.matching import Matching, mmd, sliced_wasserstein
 from inference.objectives import ELBO, FIVO, IWAE
 from inference.particles import Bootstrap, particle_filter
 from inference.probes import LinearProbe, sequence_codes
@@ -31,6 +35,8 @@ from inference.validation import Validation
 from inference.weights import DegenerateWeightsError
 
 __all__ = [
+    "AVB",
+    "DIVERGENCES",
     "ELBO",
     "FIVO",
     "IWAE",
@@ -46,6 +52,7 @@ __all__ = [
     "History",
     "LearningRate",
     "LinearProbe",
+    "Matching",
     "NonFiniteLossError",
     "Ramp",
     "Records",
@@ -62,12 +69,16 @@ __all__ = [
     "fivo",
     "gradient_penalty",
     "iwae",
+    "jensen_shannon",
+    "log_ratio",
+    "mmd",
     "particle_filter",
     "rate_split",
     "refine",
     "rise",
     "scales_at_floor",
     "seeded",
+    "sliced_wasserstein",
     "sequence_bounds",
     "sequence_codes",
     "spectral",

@@ -2,10 +2,11 @@
 
 :mod:`inference.roles` says what a critic can be shown and what its scores can be used for.
 
-Sources: Huang and Xiao (2021), https://arxiv.org/abs/2108.04496, eq. 12, algorithms 1 and 2.
+Sources: Huang and Xiao (2021), https://arxiv.org/abs/2108.04496, eq. 12. The paper's schedule
+is in :mod:`inference.alternating`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,20 +15,27 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from inference.bounds import analytic_kl
-from inference.densities import StepDensities, check_batch
-from inference.divergences import Codes, Divergence, wasserstein2
+from inference.constraints import Codes
+from inference.densities import StepDensities
+from inference.divergences import Divergence, wasserstein2
+from inference.free_runs import free_run, require_free_runs
 from inference.modes import evaluating
 from inference.protocols import (
     Program,
-    Stepwise,
-    StepwiseGuide,
-    at_least,
     counts,
     given,
     of_kind,
     one_of,
 )
-from inference.roles import ROLES, VIEWS, View, draw, trajectory, trajectory_redrawn
+from inference.roles import (
+    ROLES,
+    VIEWS,
+    View,
+    draw,
+    shown_free,
+    trajectory,
+    trajectory_redrawn,
+)
 from inference.schedules import Schedule
 from inference.schedules import weight as check_weight
 from inference.traces import draws_alone, step_densities
@@ -39,7 +47,8 @@ class Adversarial:
     Args:
         critic: scores codes, ``critic(z, context, path) -> (T, K, B)``. Its attribute ``view``
             says what it is shown, a name of ``VIEWS`` or a function like those; in role "refine"
-            it is that of the model's ``RefinedPrior``, which says so itself.
+            it is that of the model's ``RefinedPrior``; in roles "ratio" and "ratio_to_prior" it
+            reads h and what the guide reads of x.
         role: what its scores are used for, a name of ``ROLES``.
         divergence: its loss; None for that of the role. A Wasserstein critic is high for the
             prior, the others estimate log q / p, which is high for the proposal.
@@ -50,6 +59,11 @@ class Adversarial:
         standardise: show codes as deviations from the prior's mean, in units of its scale, so
             that shrinking prior and proposal together no longer lowers the distance. What both
             sides share, h_t, x_t and the posterior's path before t, stays in its own units.
+        free_runs_of: the model, to compare free runs of it with the posterior's path, each side
+            at states and data of its own, as generation meets them; None compares draws at the
+            same states. Views conditional and joint are then of h_t, or of h_t and x_t, as well;
+            marginal compares aggregates over time.
+        watch: whether the metrics also hold the critic's accuracy and the slope of its penalty.
         weight: of the penalty in the objective, a number or a schedule. On a separate
             adversarial step (``Alternating``) an adaptive optimiser divides a constant weight
             out: there the step ratios and learning rates matter.
@@ -70,11 +84,15 @@ class Adversarial:
         critic_steps: int = 1,
         weight: float | Schedule = 1.0,
         standardise: bool = False,
+        free_runs_of: Any = None,
+        watch: bool = False,
         name: str = "critic",
     ) -> None:
         one_of(ROLES, role=role)
+        if free_runs_of is not None:
+            require_free_runs(free_runs_of, role)
         self.role = ROLES[role]
-        view = VIEWS["conditional"] if role == "refine" else getattr(critic, "view", None)
+        view = getattr(critic, "view", None) if role == "penalty" else VIEWS["conditional"]
         if not callable(view) and not (isinstance(view, str) and view in VIEWS):
             raise ValueError(
                 f"critic must have a view, one of {', '.join(VIEWS)} or a function, but that of "
@@ -86,7 +104,7 @@ class Adversarial:
         of_kind(torch.optim.Optimizer, "an optimiser of torch", **given(optim=optim))
         self.critic, self.critic_steps, self.weight, self.name = critic, critic_steps, weight, name
         self.view: View = view if callable(view) else VIEWS[view]
-        self.standardise = standardise
+        self.standardise, self.free_runs_of, self.watch = standardise, free_runs_of, watch
         self.divergence = self.role.loss() if divergence is None else divergence
         self.divergence.constraint.check(critic)
         self.optim = optim or torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.9))
@@ -115,15 +133,27 @@ class Adversarial:
         Raises:
             NotImplementedError: a critic whose scores are part of the model.
         """
-        if self.role.frozen:
+        if self.role.name != "penalty":
             raise NotImplementedError(
-                "a critic that refines the prior is no penalty: its scores are in the model's "
-                "density; leave it out of penalties= and give its update to fit(hooks=)"
+                f"a critic of role {self.role.name!r} is no penalty: its scores are in the bound; "
+                "leave it out of penalties= and give its update to fit(hooks=)"
             )
         return self._distance(densities, posterior)
 
-    def _distance(self, densities: StepDensities, posterior: Tensor | None = None) -> Tensor:
+    def log_ratio(self, densities: StepDensities) -> tuple[Tensor, Tensor]:
+        """Log-densities of prior and proposal, ``(T, K, B)``, for AVB; the critic is constant."""
+        assert self.role.log_ratio is not None
+        with self._constant() as critic:
+            return self.role.log_ratio(critic, densities)
+
+    @contextmanager
+    def _constant(self) -> Iterator[Callable[..., Tensor]]:
+        """The critic in eval mode, a function of codes alone."""
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
+        with evaluating(self.critic):
+            yield lambda *codes: functional_call(self.critic, frozen, codes)
+
+    def _distance(self, densities: StepDensities, posterior: Tensor | None = None) -> Tensor:
         drawn = densities.z if posterior is None else posterior
         if drawn.shape != densities.z.shape:
             raise ValueError(
@@ -131,11 +161,8 @@ class Adversarial:
                 f"{tuple(drawn.shape)}"
             )
         codes = self._codes(densities, drawn)
-        with evaluating(self.critic):
-            scores = [
-                self._observed(functional_call(self.critic, frozen, tuple(side)), densities.mask)
-                for side in codes
-            ]
+        with self._constant() as critic:
+            scores = [self._observed(critic(*side), densities.mask) for side in codes]
         return self.divergence.penalty(*scores)
 
     def update(
@@ -151,6 +178,11 @@ class Adversarial:
         Returns:
             The critic's last loss and distance, with the closed-form KL and W2.
         """
+        if start is not None and self.free_runs_of is not None:
+            raise NotImplementedError(
+                "free runs begin at the start of a series, so they are no match for pieces that "
+                "go on; leave out truncate, or free_runs_of"
+            )
         given: dict[str, Any] = (
             {} if start is None else {"start": start, "num_particles": len(start[0])}
         )
@@ -161,7 +193,7 @@ class Adversarial:
 
     def draws(self, model: Program, guide: Program) -> dict[str, Any]:
         """Options of step densities for draws alone; a view of your own may read densities."""
-        known = self.role.frozen or self.view in VIEWS.values()
+        known = self.role.name != "penalty" or self.view in VIEWS.values()
         return draws_alone(model, guide) if known else {}
 
     def improve(self, densities: StepDensities) -> dict[str, float]:
@@ -175,6 +207,8 @@ class Adversarial:
                     posterior = densities.z if kept else draw(densities.proposal)
                     codes = self._codes(densities, posterior)
                 metrics = self._step(codes, densities.mask)
+        if self.watch and metrics:
+            metrics |= self._watched(codes, densities.mask)
         return metrics | closed_forms(densities, standardise=self.standardise)
 
     def _step(self, codes: tuple[Codes, Codes], mask: Tensor) -> dict[str, float]:
@@ -188,6 +222,26 @@ class Adversarial:
         self.optim.zero_grad(set_to_none=True)
         self.divergence.constraint.project(self.critic)
         return {f"{self.name}_loss": loss.item(), f"{self.name}_distance": distance.item()}
+
+    @torch.enable_grad()
+    def _watched(self, codes: tuple[Codes, Codes], mask: Tensor) -> dict[str, float]:
+        """Accuracy at the middle between mean scores, and slope of the penalty at the proposal.
+
+        The slope is the average norm of a frame's gradient in its code: the push that the guide
+        gets.
+        """
+        z = codes[1].z.detach().requires_grad_()
+        sides = codes[0], codes[1]._replace(z=z)
+        with self._constant() as critic:
+            prior, posterior = (self._observed(critic(*side), mask) for side in sides)
+            (slope,) = torch.autograd.grad(self.divergence.penalty(prior, posterior), z)
+        middle, up = (prior.mean() + posterior.mean()) / 2, prior.mean() > posterior.mean()
+        right = ((prior > middle) == up).double().mean()
+        right = right + ((posterior > middle) != up).double().mean()
+        return {
+            f"{self.name}_accuracy": right.item() / 2,
+            f"{self.name}_slope": slope.norm(dim=-1).sum().item(),
+        }
 
     @contextmanager
     def _learning(self) -> Iterator[None]:
@@ -218,7 +272,10 @@ class Adversarial:
         self.optim.load_state_dict(state["optim"])
 
     def _codes(self, densities: StepDensities, posterior: Tensor) -> tuple[Codes, Codes]:
-        return self.role.codes(densities, posterior, self.view, self.standardise)
+        if self.free_runs_of is None:
+            return self.role.codes(densities, posterior, self.view, self.standardise)
+        run = free_run(self.free_runs_of, densities.mask, posterior.shape[1])
+        return shown_free(run, densities, posterior, self.view, self.standardise)
 
     @staticmethod
     def _observed(scores: Tensor, mask: Tensor) -> Tensor:
@@ -226,87 +283,6 @@ class Adversarial:
         if not len(observed):
             raise ValueError("mask must observe a frame for a critic to compare, but has none")
         return observed
-
-
-class Alternating:
-    """Run algorithm 2 of AVRNN as a hook: critic steps, then one step on TR and PS.
-
-    With ``ELBO(kl_weight=0)`` as SVI's loss (Algorithm 1, the reconstruction phase)
-    this is the paper's schedule to the letter: reconstruction moves emission, proposal,
-    recurrence and encoders; the critic moves alone; the adversarial step moves the transition
-    (TR) and the proposal (PS) with an RMSProp of its own. It drifts on real data.
-
-    Args:
-        adversarial: the critic; the paper's is clipped, RMSProp(5e-5), 5 steps.
-        transition: the parameters of TR, ``model.prior.parameters()``.
-        proposal: the parameters of PS, ``guide.parameters()``.
-        lr: of the adversarial step's RMSProp, which would divide a weight out.
-        detach_state: keep h_t constant in the adversarial step, as the text updates TR and PS
-            only; False lets the gradient reach TR and PS through all earlier steps.
-    """
-
-    def __init__(
-        self,
-        adversarial: Adversarial,
-        transition: Iterable[nn.Parameter],
-        proposal: Iterable[nn.Parameter],
-        *,
-        lr: float = 5e-5,
-        detach_state: bool = True,
-    ) -> None:
-        of_kind(Adversarial, "an Adversarial", adversarial=adversarial)
-        of_kind(Iterable, "parameters", transition=transition, proposal=proposal)
-        at_least(0.0, lr=lr)
-        self.adversarial, self.detach_state = adversarial, detach_state
-        parameters = [*transition, *proposal]
-        if not parameters:
-            raise ValueError(
-                "transition and proposal hold no parameters: nothing would be regularised"
-            )
-        self.parameters = parameters
-        self.optim = torch.optim.RMSprop(parameters, lr=lr)
-
-    def update(self, model: Program, guide: Program, *args: Any) -> dict[str, float]:
-        """Run algorithm 2 for one batch; leave no gradient on model or guide."""
-        options = self.adversarial.draws(model, guide)
-        with torch.no_grad():
-            densities = step_densities(model, guide, *args, **options)
-        if densities.f is not None:
-            raise NotImplementedError(
-                "the alternating schedule compares z_t alone, so nothing would price the latent f "
-                "that all steps share; use a joint objective with a kl_weight above 0"
-            )
-        metrics = self.adversarial.improve(densities)
-        if self.detach_state:
-            states = densities.states
-            if (
-                not (isinstance(model, Stepwise) and isinstance(guide, StepwiseGuide))
-                or not states
-            ):
-                raise NotImplementedError(
-                    "detach_state=True needs a model and guide with the stepwise functions "
-                    "(transition, proposal); use detach_state=False"
-                )
-            c = guide.encode(*check_batch(model, *args)).transpose(0, 1).unsqueeze(1)
-            densities = densities._replace(prior=model.transition(states))
-            loss = self.adversarial.penalty(densities, draw(guide.proposal(states, c)))
-        else:
-            loss = self.adversarial.penalty(step_densities(model, guide, *args))
-        self.optim.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optim.step()
-        for parameter in [*_parameters(model), *_parameters(guide), *self.parameters]:
-            parameter.grad = None
-        return metrics | {f"{self.adversarial.name}_penalty": loss.item()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The critic's side, and the optimiser of the adversarial step."""
-        return {"adversarial": self.adversarial.state_dict(), "optim": self.optim.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self.adversarial.load_state_dict(state["adversarial"])
-        self.optim.load_state_dict(state["optim"])
 
 
 def closed_forms(densities: StepDensities, *, standardise: bool = False) -> dict[str, float]:
@@ -328,7 +304,3 @@ def closed_forms(densities: StepDensities, *, standardise: bool = False) -> dict
         "closed_form_kl": (kl.sum() / count).item(),
         "closed_form_w2": (w2.sum() / count).item(),
     }
-
-
-def _parameters(program: Any) -> Iterator[nn.Parameter]:
-    return program.parameters() if isinstance(program, nn.Module) else iter(())

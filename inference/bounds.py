@@ -94,7 +94,8 @@ def temper(
 
 def tempered(densities: StepDensities, kl_weight: float) -> Tensor:
     """Log-weights of :func:`temper`, ``(T, K, B)``."""
-    return temper(densities.log_prior, densities.log_emission, densities.log_proposal, kl_weight)
+    terms = densities.log_prior, densities.log_emission, densities.log_proposal
+    return temper(*terms, kl_weight) + densities.log_twist
 
 
 def reconstruction(densities: StepDensities) -> Tensor:

@@ -35,11 +35,12 @@ class StepDensities(NamedTuple):
     prior_f: Distribution | None = None
     proposal_f: Distribution | None = None
     scale: float = 1.0  # of the loss: of a subsampled plate, or poutine.scale
+    log_twist: Tensor | float = 0.0  # log r_t - log r_{t-1} of a twist; 0 without one
 
     @property
     def log_weight(self) -> Tensor:
-        """log p(x_t, z_t | past) - log q(z_t | ...), ``(T, K, B)``, nats."""
-        return self.log_prior + self.log_emission - self.log_proposal
+        """log p(x_t, z_t | past) - log q(z_t | ...), twisted, ``(T, K, B)``, nats."""
+        return self.log_prior + self.log_emission - self.log_proposal + self.log_twist
 
 
 def check_mask(mask: Any, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -89,6 +89,7 @@ def evaluate(
     fivo_particles: int | None = None,
     resampler: str | Resampler = "systematic",
     criterion: str | Criterion = "ess",
+    twist: Any = None,
     seed: int = 0,
     adversarial: Adversarial | None = None,
     train: tuple[Tensor, Tensor | None] | None = None,
@@ -105,7 +106,7 @@ def evaluate(
             the sequences. This and ``batch_size`` change the draws, not what they estimate.
         fivo_particles: K of a particle filter, for models with single steps, all drawn at once;
             None leaves its bound out.
-        resampler, criterion: as for :func:`~inference.particles.particle_filter`.
+        resampler, criterion, twist: as for :func:`~inference.particles.particle_filter`.
         seed: seed of all draws.
         adversarial: report the distance of its critic, and W2 in the units of that critic.
         train: x and mask the model was trained on, for the rate split of
@@ -138,8 +139,9 @@ def evaluate(
         columns = by_portions(bounds, x, mask, size)
         if fivo_particles is not None:
             size = min(batch_size, max(_FILTERED_AT_ONCE // (longest * fivo_particles), 1))
-            options = {"num_particles": fivo_particles, "resampler": resampler}
-            filtered = partial(_filtered, model, guide, options | {"criterion": criterion})
+            options: dict[str, Any] = {"num_particles": fivo_particles, "resampler": resampler}
+            options |= {"criterion": criterion, "twist": twist}
+            filtered = partial(_filtered, model, guide, options)
             columns |= by_portions(filtered, x, mask, size)
         numbers = _summary(columns, mask, active_above)
         latents = "prior_scale" in columns or bool((columns["kl_per_frame"] != 0).any())

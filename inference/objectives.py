@@ -7,6 +7,7 @@ over the batch as Pyro's own losses are. The estimates themselves are functions 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -48,6 +49,7 @@ from inference.resampling import (
 )
 from inference.schedules import Clock, Schedule, weight
 from inference.traces import step_densities
+from inference.twists import Foresight
 from inference.weights import normalise, require_usable, wide
 
 
@@ -311,9 +313,12 @@ class FIVO(Objective):
     resampled.
 
     Args (and those of :class:`Objective`):
-        resampler: "multinomial", "stratified", "systematic" or a function.
+        resampler: "multinomial", "stratified", "systematic", "residual" or a function, such as
+            those of :mod:`inference.differentiable`.
         criterion: "never", "always", "ess" (effective sample size below K / 2) or a function.
         score_function: add the term for the choice of ancestors; multinomial resampling only.
+        twist: lets particles be chosen by the future, too, see :mod:`inference.twists`; a
+            constant here, which its own hook trains.
 
     Sources: Maddison et al. (2017), https://arxiv.org/abs/1705.09279; Naesseth et al. (2018),
     https://arxiv.org/abs/1705.11140, eq. 8 for the term.
@@ -324,6 +329,7 @@ class FIVO(Objective):
     resampler: str | Resampler = "systematic"
     criterion: str | Criterion = "ess"
     score_function: bool = False
+    twist: Any = None
     _selection: Selection | None = field(default=None, init=False, repr=False)
     _expected: Tensor | float = field(default=0.0, init=False, repr=False)
 
@@ -360,6 +366,8 @@ class FIVO(Objective):
         mask = args[1] if len(args) > 1 else None
         self._selection = Selection(self.resampler, self.criterion, mask, weight)
         self._expected = 0.0
+        if self.twist is not None:
+            given["twist"] = partial(Foresight.of, self.twist)
         densities = super().draw(model, guide, *args, select=self._selection, **given)
         if self.score_function and torch.is_grad_enabled():
             # a user's criterion may count its calls, so the second filter must not call it
@@ -374,7 +382,7 @@ class FIVO(Objective):
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """log Z_hat, shape (B,)."""
         selection = self._selected()
-        log_weight = tempered(densities, kl_weight)
+        log_weight = selection.weighed(tempered(densities, kl_weight))
         resampled = selection.events(log_weight)
         bound = fivo(log_weight, resampled)
         if self.score_function and bool(resampled.any()):
@@ -392,6 +400,7 @@ class FIVO(Objective):
             return None
         selection = self._selected()
         log_weight = tempered(densities, self.clock.weight(self.kl_weight))
+        log_weight = selection.weighed(log_weight)
         return selection.resampler(selection.last_stretch(log_weight))
 
     def _selected(self) -> Selection:

@@ -30,7 +30,8 @@ from inference.protocols import (
     require_stepwise,
 )
 from inference.random import draw, learnable
-from inference.resampling import Criterion, Resampler, Selection, identity
+from inference.resampling import Criterion, Resampler, Selection, fresh_weights, identity
+from inference.twists import Foresight
 from inference.weights import effective_sample_size, log_mean_exp, normalise
 
 #: (state before step t + 1 of the particles, x_{t+1} ``(B, X)``) -> log-weights ``(K, B)``
@@ -112,6 +113,7 @@ def particle_filter(
     resampler: str | Resampler = "systematic",
     criterion: str | Criterion = "ess",
     auxiliary: Auxiliary | None = None,
+    twist: Any = None,
     paths: bool = True,
     online: bool = False,
 ) -> Filtered:
@@ -125,12 +127,16 @@ def particle_filter(
         guide: a guide with single steps; None for the bootstrap filter, see :class:`Bootstrap`.
         x, mask: ``(B, T, X)``, and ``(B, T)`` bool, a prefix, or None.
         num_particles: K.
-        resampler: "multinomial", "stratified", "systematic", or a function of normalised
-            log-weights ``(K, B)``.
+        resampler: "multinomial", "stratified", "systematic", "residual", or a function of
+            normalised log-weights ``(K, B)``; those of :mod:`inference.differentiable` let
+            gradients through.
         criterion: "never", "always", "ess" (below K / 2), ``ess_below(fraction)``, or a function.
         auxiliary: further log-weights, all finite, by which particles are chosen, so that
             resampling looks one step ahead; see :data:`Auxiliary`. The estimate stays unbiased
             (Pitt and Shephard 1999).
+        twist: weighs particles by the future, too; see :mod:`inference.twists`. Only the evidence
+            of the whole sequence is then one; weights and means before its end are those of
+            p(z_t | x_{1:t}) times r.
         paths: whether to keep the particles, which ``trajectories`` needs.
         online: whether to refuse a guide that reads x after step t. The weights are right and
             Z_hat is unbiased with such a guide, too.
@@ -152,7 +158,8 @@ def particle_filter(
         _require_online(guide)
     x, mask = check_batch(model, x, mask)
     selection = Selection(resampler, criterion, mask)
-    run = _Filter(model, guide, x, mask, guide.encode(x, mask), selection, auxiliary)
+    sight = None if twist is None else Foresight.of(twist, x, mask)
+    run = _Filter(model, guide, x, mask, guide.encode(x, mask), selection, auxiliary, sight)
     cloud = run.start(num_particles)
     rows: list[tuple[Tensor, ...]] = []
     draws: list[Tensor] = []
@@ -202,6 +209,7 @@ class _Filter(NamedTuple):
     c: Tensor
     selection: Selection
     auxiliary: Auxiliary | None
+    sight: Foresight | None
 
     def start(self, num_particles: int) -> _Cloud:
         """Particles before step 1; a latent that all steps share is drawn and weighed here."""
@@ -225,6 +233,10 @@ class _Filter(NamedTuple):
             + self.model.emission(z_t, cloud.state).log_prob(self.x[:, t])
             - q_t.log_prob(z_t)
         )
+        if self.sight is not None:
+            after = self.model.advance(cloud.state, z_t, self.x[:, t])
+            step = step + self.sight.before(self.model.hidden(after), t + 1)
+            step = step - self.sight.before(self.model.hidden(cloud.state), t)
         return z_t, cloud.log_weight + torch.where(self.mask[:, t], step, 0.0)
 
     def advance(
@@ -243,11 +255,30 @@ class _Filter(NamedTuple):
                 )
             favour = torch.where(self.mask[:, t + 1], favour, 0.0)
             chosen = normalise(normal + favour, t + 1)
+        if hasattr(self.selection.resampler, "move"):
+            return self._moved(cloud, state, log_weight, normal, t)
         due, parents = self.selection.decide(chosen.detach(), t)
         if parents is None:
             return _Cloud(state, log_weight, cloud.done, identity(normal)), due
         # the auxiliary weight that a particle was chosen by is taken back
         factor, fresh = log_mean_exp(log_weight + favour, dim=0), -favour.gather(0, parents)
+        fresh = fresh + fresh_weights(self.selection.resampler, chosen, parents)
         done = cloud.done + torch.where(due, factor, 0.0)
         log_weight = torch.where(due, fresh, log_weight)
         return _Cloud(select_particles(state, parents), log_weight, done, parents), due
+
+    def _moved(
+        self, cloud: _Cloud, state: Any, log_weight: Tensor, normal: Tensor, t: int
+    ) -> tuple[_Cloud, Tensor]:
+        """The same for a resampler that moves particles instead of choosing among them."""
+        if self.auxiliary is not None:
+            raise NotImplementedError(
+                "a resampler that moves particles takes no auxiliary weights; leave auxiliary out"
+            )
+        resampler: Any = self.selection.resampler
+        due = self.selection.due(normal.detach(), t)
+        if not bool(due.any()):
+            return _Cloud(state, log_weight, cloud.done, identity(normal)), due
+        done = cloud.done + torch.where(due, log_mean_exp(log_weight, dim=0), 0.0)
+        log_weight = torch.where(due, 0.0, log_weight)
+        return _Cloud(resampler.move(state, normal, due), log_weight, done, identity(normal)), due

@@ -47,7 +47,7 @@ def refine(
     batch_frames: int = 1024,
     lr: float = 2e-3,
     weight_decay: float = 1e-2,
-    loss: str = "logistic",
+    loss: str = "log_ratio",
     seed: int = 0,
     progress: bool = False,
 ) -> Refinement:
@@ -66,7 +66,7 @@ def refine(
         steps: of AdamW.
         batch_frames: frames in a step.
         lr, weight_decay: of AdamW; the rate falls to 0 along a cosine.
-        loss: a name of ``RATIO_LOSSES``: logistic, kl, pearson, least_squares.
+        loss: a name of ``RATIO_LOSSES``, such as log_ratio (logistic regression), kl or pearson.
         seed: of draws and batches.
         progress: show a bar.
 

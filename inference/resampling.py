@@ -59,8 +59,26 @@ def systematic(log_weight: Tensor) -> Tensor:
     return _invert(log_weight, _grid(log_weight, torch.rand_like(log_weight[:1])))
 
 
+def residual(log_weight: Tensor) -> Tensor:
+    """Copy each particle as often as K times its weight, rounded down; draw the rest.
+
+    The rest is drawn independently, in proportion to what rounding has left.
+    """
+    expected = len(log_weight) * log_weight.detach().exp()
+    copies = expected.floor()
+    ends = copies.cumsum(dim=0)  # (K, B), where the copies of each particle end
+    place = identity(log_weight)
+    sure = torch.searchsorted(ends.t().contiguous(), place.t().to(ends).contiguous(), right=True)
+    rest = expected - copies
+    rest = torch.where(rest.sum(dim=0) > 0, rest, expected)  # if nothing is left, none is drawn
+    drawn = multinomial(rest.log())
+    return torch.where(place < ends[-1], sure.t().clamp(max=len(log_weight) - 1), drawn)
+
+
 CRITERIA: dict[str, Criterion] = {"never": never, "always": always, "ess": ess_below(0.5)}
-RESAMPLERS: dict[str, Resampler] = {f.__name__: f for f in (multinomial, stratified, systematic)}
+RESAMPLERS: dict[str, Resampler] = {
+    f.__name__: f for f in (multinomial, stratified, systematic, residual)
+}
 
 
 def identity(log_weight: Tensor) -> Tensor:
@@ -134,8 +152,12 @@ class Selection:
         """Return the particles that go on from step t, counted from 0; None for all."""
         log_weight = temper(log_prior, log_emission, log_proposal, self.kl_weight)
         log_weight = self._log_weight + log_weight
-        due, parents = self.decide(normalise(log_weight, t + 1), t)
-        self._log_weight = log_weight if parents is None else torch.where(due, 0.0, log_weight)
+        normal = normalise(log_weight, t + 1)
+        due, parents = self.decide(normal, t)
+        if parents is not None:
+            fresh = fresh_weights(self.resampler, normal, parents)
+            log_weight = torch.where(due, fresh, log_weight)
+        self._log_weight = log_weight
         self.resampled.append(due)
         self.parents.append(parents)
         return parents
@@ -145,6 +167,24 @@ class Selection:
         if self.resampled:
             return torch.stack(self.resampled)
         return log_weight.new_zeros(0, log_weight.shape[-1], dtype=torch.bool)
+
+    def weighed(self, log_weight: Tensor) -> Tensor:
+        """Log-weights ``(T, K, B)``, where particles enter a stretch with those they were given.
+
+        A resampler may give weights that are not 1, or have a gradient: see
+        :mod:`inference.differentiable`.
+        """
+        if not hasattr(self.resampler, "fresh"):
+            return log_weight
+        rows, since = [log_weight[0]], log_weight[0]
+        for t, (due, parents) in enumerate(zip(self.resampled, self.parents, strict=True)):
+            row = log_weight[t + 1]
+            if parents is not None:
+                fresh = fresh_weights(self.resampler, normalise(since, t + 1), parents)
+                row = row + torch.where(due, fresh, 0.0)
+            since = torch.where(due, 0.0, since) + row
+            rows.append(row)
+        return torch.stack(rows)
 
     def last_stretch(self, log_weight: Tensor) -> Tensor:
         """Normalised log-weights ``(K, B)`` since each sequence's last resampling.
@@ -157,12 +197,15 @@ class Selection:
         columns = torch.arange(len(last), device=last.device)
         return normalise(sums[last, :, columns].t(), len(log_weight))
 
-    def decide(self, log_weight: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
-        """Decide where to resample, ``(B,)``, by normalised log-weights; give parents if any."""
+    def due(self, log_weight: Tensor, t: int) -> Tensor:
+        """Where to resample after step t, ``(B,)`` bool, by normalised log-weights."""
         due = self.criterion(log_weight)
         _require(due, torch.bool, log_weight.shape[1:], "criterion", "bool (B,)")
-        if self.mask is not None:
-            due = due & self.mask[:, t + 1]
+        return due if self.mask is None else due & self.mask[:, t + 1]
+
+    def decide(self, log_weight: Tensor, t: int) -> tuple[Tensor, Tensor | None]:
+        """Decide where to resample, ``(B,)``, by normalised log-weights; give parents if any."""
+        due = self.due(log_weight, t)
         if not bool(due.any()):
             return due, None
         drawn = self.resampler(log_weight)
@@ -172,6 +215,15 @@ class Selection:
                 f"resampler must give indices from 0 to {len(log_weight) - 1}, got others"
             )
         return due, torch.where(due, drawn, identity(log_weight))
+
+
+def fresh_weights(resampler: Any, log_weight: Tensor, parents: Tensor) -> Tensor:
+    """Log-weights ``(K, B)`` of resampled particles, given those they were chosen by."""
+    if not hasattr(resampler, "fresh"):
+        return torch.zeros_like(log_weight)
+    found: Tensor = resampler.fresh(log_weight, parents)
+    _require(found, log_weight.dtype, log_weight.shape, "resampler.fresh", "log-weights (K, B)")
+    return found
 
 
 def _require(found: Any, dtype: torch.dtype, shape: Size, what: str, expected: str) -> None:

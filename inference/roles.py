@@ -16,7 +16,9 @@ A role says what is compared, by which loss the critic learns, and where its sco
 | role | compares | loss | scores go to |
 |---|---|---|---|
 | penalty | draws of prior and proposal, by a view | Wasserstein | the loss of model and guide |
-| refine | draws of a base prior and of the proposal, in units of the base, with what the prior reads | logistic | the prior: p~(z given h) ~ p(z given h) exp r(z, h) |
+| ratio | draws of the proposal, which has no density, and of a normal of its moments, with h and what the guide reads | log_ratio | the bound: log q = log r + T |
+| ratio_to_prior | the same and the prior itself | log_ratio | the same, r being the prior |
+| refine | draws of a base prior and of the proposal, in units of the base, with what the prior reads | log_ratio | the prior: p~(z given h) ~ p(z given h) exp r(z, h) |
 """  # noqa: E501 - tables
 
 from collections.abc import Callable
@@ -24,9 +26,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
+from inference.constraints import Codes
 from inference.densities import StepDensities
-from inference.divergences import Codes, Divergence, logistic, normal_parameters, wasserstein
+from inference.divergences import Divergence, log_ratio, normal_parameters, wasserstein
 
 #: (densities, prior draws, posterior draws) -> codes of the prior and of the posterior
 View = Callable[[StepDensities, Tensor, Tensor], tuple[Codes, Codes]]
@@ -88,16 +92,38 @@ class Refinable(Protocol):
 class Role(NamedTuple):
     """A use of a critic."""
 
+    name: str
     #: (densities, posterior draws, view, standardise) -> codes of prior and posterior
     codes: Callable[[StepDensities, Tensor, View, bool], tuple[Codes, Codes]]
     loss: Callable[[], Divergence]  # where none is given
     frozen: bool  # whether the critic is part of the model, which must not move it
+    #: (critic, densities) -> log-densities of prior and proposal, where scores are in the bound
+    log_ratio: Callable[[Any, StepDensities], tuple[Tensor, Tensor]] | None = None
 
 
-def _shown(
+def shown(
     densities: StepDensities, posterior: Tensor, view: View, standardise: bool
 ) -> tuple[Codes, Codes]:
-    prior = draw(densities.prior)
+    """Draws of the prior and of the posterior by a view, at the states of one rollout."""
+    return _seen(densities, draw(densities.prior), posterior, view, standardise)
+
+
+def shown_free(
+    run: StepDensities,
+    densities: StepDensities,
+    posterior: Tensor,
+    view: View,
+    standardise: bool,
+) -> tuple[Codes, Codes]:
+    """A free run and the posterior by a view, each at states of its own."""
+    prior, _ = _seen(run, run.z, run.z, view, standardise)
+    _, proposal = _seen(densities, posterior, posterior, view, standardise)
+    return prior, proposal
+
+
+def _seen(
+    densities: StepDensities, prior: Tensor, posterior: Tensor, view: View, standardise: bool
+) -> tuple[Codes, Codes]:
     if standardise:
         loc, scale = normal_parameters(densities.prior)
         prior, posterior = (prior - loc) / scale, (posterior - loc) / scale
@@ -116,9 +142,66 @@ def _candidates(
     return Codes(drawn, h), Codes(given, h)
 
 
+_MOMENTS = 16  # draws of an implicit proposal that its mean and deviation are taken from
+
+
+def _read(densities: StepDensities) -> Tensor:
+    """What a proposal may depend on: h, and what the guide has read of x; constants."""
+    h = _hidden(densities)
+    if densities.c is None:
+        raise NotImplementedError("role 'ratio' needs a model with a rollout")
+    c = densities.c.detach()
+    return torch.cat([h, c.expand(*h.shape[:-1], c.shape[-1])], dim=-1)
+
+
+@torch.no_grad()
+def _moments(densities: StepDensities) -> Normal:
+    """The normal of a proposal's mean and deviation."""
+    drawn = draw(densities.proposal, _MOMENTS)
+    return Normal(drawn.mean(dim=0), drawn.std(dim=0).clamp(min=1e-6))
+
+
+def _contrasted(
+    densities: StepDensities, posterior: Tensor, view: View, standardise: bool
+) -> tuple[Codes, Codes]:
+    r, seen = _moments(densities), _read(densities)
+    return Codes(torch.randn_like(posterior), seen), Codes((posterior - r.loc) / r.scale, seen)
+
+
+def _of_moments(critic: Any, densities: StepDensities) -> tuple[Tensor, Tensor]:
+    r, prior = _moments(densities), _prior(densities)
+    score = critic((densities.z - r.loc) / r.scale, _read(densities), None)
+    log_r = r.log_prob(densities.z).sum(dim=-1)
+    return prior.log_prob(densities.z), log_r + score
+
+
+def _beside_prior(
+    densities: StepDensities, posterior: Tensor, view: View, standardise: bool
+) -> tuple[Codes, Codes]:
+    seen = _read(densities)
+    return Codes(draw(densities.prior), seen), Codes(posterior, seen)
+
+
+def _of_prior(critic: Any, densities: StepDensities) -> tuple[Tensor, Tensor]:
+    # z follows T alone: what log p and log r = log p say of it cancels
+    log_prior = _prior(densities).log_prob(densities.z.detach())
+    return log_prior, log_prior.detach() + critic(densities.z, _read(densities), None)
+
+
+def _prior(densities: StepDensities) -> Any:
+    if densities.prior is None:
+        raise NotImplementedError("role 'ratio' needs a model with a rollout")
+    return densities.prior
+
+
 ROLES: dict[str, Role] = {
-    "penalty": Role(_shown, wasserstein, frozen=False),
-    "refine": Role(_candidates, logistic, frozen=True),
+    role.name: role
+    for role in (
+        Role("penalty", shown, wasserstein, frozen=False),
+        Role("refine", _candidates, log_ratio, frozen=True),
+        Role("ratio", _contrasted, log_ratio, frozen=False, log_ratio=_of_moments),
+        Role("ratio_to_prior", _beside_prior, log_ratio, frozen=False, log_ratio=_of_prior),
+    )
 }
 
 
@@ -131,8 +214,8 @@ def _hidden(densities: StepDensities) -> Tensor:
     return densities.h.detach()
 
 
-def draw(distribution: Any) -> Tensor:
-    """Draw codes that gradients can follow, ``(T, K, B, Z)``."""
+def draw(distribution: Any, *shape: int) -> Tensor:
+    """Draw codes that gradients can follow, ``(*shape, T, K, B, Z)``."""
     if distribution is None:
         raise NotImplementedError("a critic needs a prior and a proposal of normals to draw from")
-    return distribution.rsample()
+    return distribution.rsample(torch.Size(shape))

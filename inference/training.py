@@ -15,7 +15,8 @@ from pyro.optim import PyroLRScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from inference.adversarial import Adversarial, Alternating
+from inference.adversarial import Adversarial
+from inference.alternating import Alternating
 from inference.averages import Average
 from inference.batches import Cycle, Windows
 from inference.checkpoints import Best, Checkpoint, Checkpointing

@@ -19,7 +19,7 @@ from torch import Size, Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from inference.protocols import counts, one_of
-from pyro_avrnn.networks import LSTM, MLP
+from pyro_avrnn.networks import ACTIVATIONS, LSTM, MLP
 from pyro_avrnn.shapes import broadcast_cat
 
 #: a name of ``VIEWS``, or a function of step densities that shows something else
@@ -117,7 +117,8 @@ class FeedForwardCritic(nn.Module):
         z_dim, context_dim, view: as for :class:`LSTMCritic`.
         critic_dim: width of the hidden layers, even.
         depth: number of hidden layers.
-        activation: "relu", or "groupsort", with which the bound of one can be reached.
+        activation: a name of ``ACTIVATIONS``, or "groupsort", with which the bound of one can be
+            reached.
         lipschitz: None, "z" or "all".
         window: how many codes of a path before z_t are seen; 0 for views without a path.
 
@@ -138,9 +139,8 @@ class FeedForwardCritic(nn.Module):
         window: int = 0,
     ) -> None:
         super().__init__()
-        activations = {"relu": nn.ReLU, "groupsort": GroupSort}
-        if not isinstance(activation, str) or activation not in activations:
-            raise ValueError(f"activation must be relu or groupsort, got {activation!r}")
+        activations = {**ACTIVATIONS, "groupsort": GroupSort}
+        one_of(activations, activation=activation)
         if lipschitz is not None and lipschitz not in ("z", "all"):
             raise ValueError(f"lipschitz must be None, 'z' or 'all', got {lipschitz!r}")
         counts(1, z_dim=z_dim, critic_dim=critic_dim, depth=depth)

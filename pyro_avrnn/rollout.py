@@ -59,6 +59,7 @@ class Request(NamedTuple):
     recompute: int | None
     compile: bool
     scored: bool
+    twist: Any = None
 
 
 def rollout(
@@ -81,15 +82,15 @@ def rollout(
         shared = _share(model, guide, x, mask, particles, asked)
         assert shared.f is not None  # drawn, if not given
         state = model.condition(state, shared.f)
-    choose = _chooser(asked.select, mask, shared)
-    run = _Run(model, guide, learnable(guide), asked.compile, choose, asked.scored)
+    sight = None if asked.twist is None else asked.twist(x, mask)
+    options = asked.compile, _chooser(asked.select, mask, shared), asked.scored, sight
+    run = _Run(model, guide, learnable(guide), *options)
     with _faster(x, particles):
         c = _encoded(model, guide, x, mask, asked.start).transpose(0, 1)  # (T, B, C)
     x, observed = x.transpose(0, 1), mask.t().unsqueeze(1)
-    if asked.recompute is None or not asked.scored:
-        piece = run.piece(state, c, x, asked.z, range(len(x)))
-    else:
-        piece = run.in_segments(state, c, x, asked.z, range(len(x)), asked.recompute)
+    given = state, c, x, asked.z, range(len(x))
+    cut = asked.scored and asked.recompute
+    piece = run.in_segments(*given, cut) if cut else run.piece(*given)
     seen = partial(_seen, observed)
     return StepDensities(
         z=piece.z,
@@ -99,6 +100,7 @@ def rollout(
         log_prior=seen(shared.counted(piece.log_prior, shared.log_prior)),
         log_emission=seen(piece.log_emission),
         log_proposal=seen(shared.counted(piece.log_proposal, shared.log_proposal)),
+        log_twist=piece.log_twist,
         prior=piece.prior,
         emission=piece.emission,
         proposal=piece.proposal,
@@ -198,6 +200,7 @@ class _Piece(NamedTuple):
     prior: Any
     emission: Any
     proposal: Any
+    log_twist: Any = 0.0
 
 
 #: as :data:`Select`, but also asked after the last step, of terms without mask and f
@@ -213,6 +216,7 @@ class _Run(NamedTuple):
     compile: bool
     choose: _Chooser | None
     scored: bool
+    sight: Any  # a twist that has read x, or None
 
     def piece(
         self, state: Any, c: Tensor, x: Tensor, z: Tensor | None, steps: range, go_on: bool = False
@@ -231,11 +235,11 @@ class _Run(NamedTuple):
         shifted, path = self._shifted(steps.start), None
         candidates: list[Tensor] = []
         estimated = shifted is not None and is_estimate(model.transition(state))
-        if z is None and not estimated:
+        if z is None and not estimated and self.sight is None:
             options: dict[str, Any] = {"select": shifted, "compile": self.compile}
             path = engine.run(model, guide, state, c, x, self.learns, **options)
         if path is None:
-            states, z, own, candidates = self._loop(state, c, x, z, shifted, go_on)
+            states, z, own, candidates = self._loop(state, c, x, z, shifted, go_on, steps.start)
         else:
             states, (z, *own) = path.states, path.results
         after = type(state)(*(tensor[-1] for tensor in states)) if go_on else None
@@ -251,7 +255,9 @@ class _Run(NamedTuple):
             if not self.scored:
                 return made
             emission = model.emission(z, stacked)
+            twists = self._twists(stacked, z, x, steps.start)
         return made._replace(
+            log_twist=twists,
             log_prior=prior.log_prob(z),
             log_emission=emission.log_prob(x.unsqueeze(1)),
             log_proposal=own[0] if told else proposal.log_prob(z),
@@ -286,7 +292,8 @@ class _Run(NamedTuple):
             return diagonal_normal(*map(torch.cat, zip(*parts, strict=True))) if parts[0] else None
 
         columns = zip(*(piece.states for piece in pieces), strict=True)
-        names = ("z", "log_prior", "log_emission", "log_proposal")
+        names = ["z", "log_prior", "log_emission", "log_proposal"]
+        names += ["log_twist"] if self.sight is not None else []
         return pieces[0]._replace(
             states=type(pieces[0].states)(*map(torch.cat, columns)),
             after=None,
@@ -303,6 +310,7 @@ class _Run(NamedTuple):
         z: Tensor | None,
         choose: _Chooser | None,
         go_on: bool,
+        start: int,
     ) -> tuple[Any, Tensor, list[Tensor], list[Tensor]]:
         """States and latents step by step, what is known of the proposals, and candidates.
 
@@ -327,7 +335,10 @@ class _Run(NamedTuple):
                 break
             before, state = state, model.advance(state, z_t, x[t])
             if choose is not None:  # the densities with gradients are computed once, for all steps
-                parents = choose(t, *engine.terms(model, before, q_t, z_t, x[t], prior))
+                terms = engine.terms(model, before, q_t, z_t, x[t], prior)
+                if self.sight is not None:
+                    terms[1] = terms[1] + self._twisted(before, state, t + start)
+                parents = choose(t, *terms)
                 if parents is not None:
                     state = select_particles(state, parents)
             states.append(state)
@@ -335,6 +346,23 @@ class _Run(NamedTuple):
         drawn = torch.stack(draws) if z is None else z
         columns = [torch.stack(rows) for rows in zip(*known, strict=True)]
         return stacked, drawn, columns, candidates
+
+    def _twists(self, states: Any, z: Tensor, x: Tensor, start: int) -> Tensor | float:
+        """log r_t - log r_{t-1} of steps from ``start``, ``(T, K, B)``; 0 without a twist."""
+        if self.sight is None:
+            return 0.0
+        before = self.model.hidden(states)
+        after = self.model.hidden(self.model.advance(states, z, x.unsqueeze(1)))
+        all_before = self.sight.all_before
+        told: Tensor = all_before(after, start + 1) - all_before(before, start)
+        return told
+
+    @torch.no_grad()
+    def _twisted(self, before: Any, after: Any, t: int) -> Tensor:
+        """log r_t - log r_{t-1} of step t, from 0, ``(K, B)``."""
+        sight, hidden = self.sight, self.model.hidden
+        told: Tensor = sight.before(hidden(after), t + 1) - sight.before(hidden(before), t)
+        return told
 
 
 def is_estimate(prior: Any) -> bool:

@@ -197,6 +197,7 @@ class SequenceModel(nn.Module):
         recompute: int | None = None,
         compile: bool = False,
         scored: bool = True,
+        twist: Any = None,
     ) -> StepDensities:
         """The joint density of model and guide, with time as a batch dimension.
 
@@ -216,6 +217,8 @@ class SequenceModel(nn.Module):
                 computes everything between them a second time; None keeps it all.
             compile: run compiled chunks of the recurrence; it pays where steps are small.
             scored: False leaves out all log-densities, and the emission: they are None then.
+            twist: by which particles are chosen, too, as ``partial(Foresight.of, twist)`` of
+                :mod:`inference.twists`.
 
         Returns:
             Densities, draws, states and distributions, shapes ``(T, K, B, ...)``.
@@ -228,7 +231,7 @@ class SequenceModel(nn.Module):
         x, mask = check_batch(self, x, mask)
         _register("model", self)
         _register("guide", guide)
-        asked = Request(num_particles, z, f, select, start, recompute, compile, scored)
+        asked = Request(num_particles, z, f, select, start, recompute, compile, scored, twist)
         return rollout(self, guide, x, mask, asked)
 
     def check(self, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor]:

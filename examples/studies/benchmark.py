@@ -36,8 +36,8 @@ from problem import SIZES, Size, data, operations, recipe, start
 from scipy.stats import linregress
 from tqdm import tqdm
 
-from inference import ELBO, FIVO, IWAE, Adversarial, evaluate
-from inference.divergences import gradient_penalty, spectral, wasserstein
+from inference import ELBO, FIVO, IWAE, Adversarial, constraints, evaluate
+from inference.divergences import wasserstein
 from inference.files import write_csv, write_json
 from pyro_avrnn import recipes
 from pyro_avrnn.cli.runs import commit
@@ -129,8 +129,8 @@ def trainer(size: Size, loss: Any, critic: Row | None = None) -> Callable[[], fl
     x, mask = data(size)
     r = recipe(size, recipes.avrnn, guide="filtering", **(critic or {}))
     if critic:
-        divergence = wasserstein(spectral() if "lipschitz" in critic else gradient_penalty())
-        adversarial = Adversarial(r.critic, divergence=divergence)
+        kind = constraints.spectral if "lipschitz" in critic else constraints.gradient_penalty
+        adversarial = Adversarial(r.critic, divergence=wasserstein(kind()))
         loss = ELBO(penalties=[adversarial], kl_weight=0.0)
     parameters = [*r.model.parameters(), *r.guide.parameters()]
     descend = contenders.descent(parameters, lambda: loss(r.model, r.guide, x, mask))

@@ -3,15 +3,14 @@
 from typing import Any, NamedTuple
 
 import pyro
-import torch
 from pyro.optim import PyroOptim
 
-from inference import ELBO, FIVO, IWAE, AdaptiveClip, Adversarial, Alternating
+from inference import ELBO, FIVO, IWAE, AdaptiveClip, Adversarial
 from inference.clipping import Clipper
-from inference.divergences import clip, gradient_penalty, spectral, wasserstein
 from inference.objectives import Objective
 from inference.protocols import Hook
 from pyro_avrnn import recipes
+from pyro_avrnn.cli.critics import chosen
 from pyro_avrnn.cli.rows import Training, ramp
 from pyro_avrnn.cli.settings import Settings
 from pyro_avrnn.data import Dataset
@@ -25,7 +24,7 @@ class Parts(NamedTuple):
     recipe: recipes.Recipe  # model, guide, critic
     optimiser: PyroOptim
     objective: Objective
-    hooks: list[Hook]
+    hooks: tuple[Hook, ...]
     adversarial: Adversarial | None
     clip_norm: float | AdaptiveClip | None
 
@@ -47,36 +46,17 @@ def build(training: Training, data: Dataset, settings: Settings) -> Parts:
             "model's own initial state; leave it out, as --schedules elbo joint does, or use a "
             "joint row"
         )
-    arguments = _recipe_arguments(training, data, settings)
-    adversarial, hooks, penalties = None, list[Hook](), list[Adversarial]()
-    if training.schedule == "refined" and training.stage == "loop":
-        recipe = recipes.avrnn(
-            **arguments,
-            base=training.model,
-            role="refine",
-            num_candidates=training.candidates,
-            critic_dim=training.critic_dim,
-        )
-        adversarial = _refining(training, recipe)
-        hooks = [From(adversarial, round(training.begin * settings.steps)).update]
-    elif training.view is None:
-        recipe = recipes.RECIPES[training.model](**arguments)
-    else:
-        recipe = _with_critic(training, training.view, arguments)
-        adversarial = _adversarial(training, recipe)
-        if training.schedule == "joint":
-            hooks, penalties = [adversarial.update], [adversarial]
-        else:
-            hooks = [_alternating(training, recipe, adversarial).update]
-    objective = BOUNDS[training.bound](
+    made = chosen(training, _recipe_arguments(training, data, settings), settings.steps)
+    objective = (made.objective or BOUNDS[training.bound])(
         num_particles=training.particles,
         kl_weight=ramp(training.kl),
-        penalties=penalties,
+        penalties=made.penalties,
         recompute=settings.recompute,
         compile=settings.compile,
+        **made.options,
     )
-    clip_norm = _clip(settings.clip_norm)
-    return Parts(recipe, _optimiser(settings), objective, hooks, adversarial, clip_norm)
+    rest = objective, made.hooks, made.adversarial, _clip(settings.clip_norm)
+    return Parts(made.recipe, optimiser(settings), *rest)
 
 
 def refined(training: Training, recipe: recipes.Recipe) -> recipes.Recipe:
@@ -85,38 +65,6 @@ def refined(training: Training, recipe: recipes.Recipe) -> recipes.Recipe:
         return recipe
     sizes = {"num_candidates": training.candidates, "critic_dim": training.critic_dim}
     return recipes.refined(recipe, **sizes)
-
-
-class From:
-    """A hook that begins after some steps of a run."""
-
-    def __init__(self, adversarial: Adversarial, steps: int) -> None:
-        self.adversarial, self.steps, self.seen = adversarial, steps, 0
-
-    def update(self, *args: Any, **options: Any) -> dict[str, float]:
-        """The critic's update, and its metrics, once it is time."""
-        self.seen += 1
-        return self.adversarial.update(*args, **options) if self.seen > self.steps else {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """That of the critic, and the steps seen."""
-        return {"adversarial": self.adversarial.state_dict(), "seen": self.seen}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self.adversarial.load_state_dict(state["adversarial"])
-        self.seen = state["seen"]
-
-
-def _refining(training: Training, recipe: recipes.Recipe) -> Adversarial:
-    assert recipe.critic is not None
-    parameters = list(recipe.critic.parameters())
-    return Adversarial(
-        recipe.critic,
-        role="refine",
-        optim=torch.optim.Adam(parameters, lr=training.critic_lr),
-        critic_steps=training.critic_steps,
-    )
 
 
 def _clip(text: str) -> float | AdaptiveClip | None:
@@ -176,54 +124,8 @@ def _emission(training: Training, data: Dataset) -> dict[str, Any]:
     return {"emission": emission, "emission_options": options or None}
 
 
-def _optimiser(settings: Settings) -> PyroOptim:
+def optimiser(settings: Settings) -> PyroOptim:
+    """Adam, with decay of weights where it is asked for."""
     if settings.weight_decay:
         return pyro.optim.AdamW({"lr": settings.lr, "weight_decay": settings.weight_decay})
     return pyro.optim.Adam({"lr": settings.lr})
-
-
-def _with_critic(training: Training, view: str, arguments: dict[str, Any]) -> recipes.Recipe:
-    normalised = training.constraint == "spectral"
-    return recipes.avrnn(
-        **arguments,
-        base=training.model,
-        view=view,
-        critic=training.critic,
-        critic_dim=training.critic_dim,
-        critic_activation="groupsort" if normalised else "relu",
-        lipschitz=training.on if normalised else None,
-    )
-
-
-def _adversarial(training: Training, recipe: recipes.Recipe) -> Adversarial:
-    """The critic of a recipe as a penalty, with its constraint and its optimiser."""
-    assert recipe.critic is not None
-    constraint = {
-        "spectral": spectral,
-        "gradient_penalty": lambda: gradient_penalty(training.strength, on=training.on),
-        "clip": lambda: clip(training.strength),
-    }[training.constraint]()
-    parameters, lr = list(recipe.critic.parameters()), training.critic_lr
-    optim: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.9))
-    if training.constraint == "clip":
-        optim = torch.optim.RMSprop(parameters, lr=lr)
-    return Adversarial(
-        recipe.critic,
-        divergence=wasserstein(constraint),
-        optim=optim,
-        critic_steps=training.critic_steps,
-        weight=ramp(training.weight),
-        standardise=training.standardise,
-    )
-
-
-def _alternating(
-    training: Training, recipe: recipes.Recipe, adversarial: Adversarial
-) -> Alternating:
-    return Alternating(
-        adversarial,
-        recipe.model.prior.parameters(),  # type: ignore[union-attr]
-        recipe.guide.parameters(),
-        lr=training.adversarial_lr,
-        detach_state=training.detach_state,
-    )

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from inference import refine, seeded, sequence_bounds
+from inference.divergences import RATIO_LOSSES
 from inference.files import write_json, write_text
 from inference.modes import evaluating
 from pyro_avrnn import data, plots, recipes
@@ -44,9 +45,7 @@ class Refining:
     )
     critic_dim: int = option(64, "width of the critic's layers", "at least 1")
     steps: int = option(2500, "steps of the critic", "at least 1")
-    loss: Literal["logistic", "kl", "pearson", "least_squares"] = option(
-        "logistic", "what the critic minimises"
-    )
+    loss: str = option("log_ratio", "what the critic learns by", choices=RATIO_LOSSES)
     particles: int | None = option(
         None, "K of the bounds (default: that of the comparison)", "at least 1"
     )

@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from inference import Ramp
+from inference.divergences import DIVERGENCES
+from inference.matching import DISTANCES
 from inference.protocols import given
 from pyro_avrnn.cli.options import check, flag_of, kind_of, option, options_of
 from pyro_avrnn.cli.settings import Batching, Decay, Settings
 from pyro_avrnn.critics import CRITICS, VIEWS
 from pyro_avrnn.guides import GUIDES
+from pyro_avrnn.implicit import IMPLICIT
 from pyro_avrnn.networks import ACTIVATIONS, CELLS, FEATURES
 from pyro_avrnn.priors import PRIORS
 from pyro_avrnn.recipes import EMISSIONS, OF_DSAE, WITH_LATENTS
@@ -36,7 +39,7 @@ class Training:
     """Settings of one training; all but the first three fields are options of a row."""
 
     label: str  # as the user wrote the row
-    schedule: str  # none (the RNN), elbo, iwae, fivo, refined, joint or alternating
+    schedule: str  # none (the RNN), elbo, iwae, fivo, avb, refined, joint or alternating
     summary: str  # one line for --help
     view: str | None = option(None, "what the critic sees", choices=VIEWS)
     kl: Weight = option(1.0, "weight of the KL term: a number, or start>stop@fraction of the run")
@@ -49,6 +52,7 @@ class Training:
     )
     bound: Literal["elbo", "iwae", "fivo"] = option("elbo", "bound on log p(x) that is maximised")
     particles: int = option(1, "particles of this bound", "at least 1")
+    twist: bool = option(False, "bound=fivo: choose particles by the future, too")
     dropout: float = option(
         0.0, "share of x's features hidden from recurrence and guide in training", "in [0, 1)"
     )
@@ -71,20 +75,33 @@ class Training:
     average: float | None = _own("average")
     guide: str | None = option(
         None,
-        "guide, if not the model's own; full and factorised go with dsae",
-        choices=(*GUIDES, *OF_DSAE),
+        "guide, if not the model's own; full and factorised go with dsae, implicit ones with avb",
+        choices=(*GUIDES, *OF_DSAE, *IMPLICIT),
     )
     prior: str | None = option(None, "prior, if not the model's own", choices=PRIORS)
     cell: str | None = option(None, "recurrent cell, if not the model's own", choices=CELLS)
     features: str = option("mlp", "what x is read by; loudness is for waveforms", choices=FEATURES)
     prior_gradient: bool = option(True, "residual guide: let its gradient reach the prior")
     critic: str = option("feedforward", "network of the critic", choices=CRITICS)
-    constraint: Literal["spectral", "gradient_penalty", "clip"] = option(
-        "spectral", "what makes the critic Lipschitz; an lstm cannot be spectral"
+    divergence: str = option(
+        "wasserstein",
+        "what the penalty measures; the last two have no critic",
+        choices=(*DIVERGENCES, *DISTANCES),
+    )
+    constraint: Literal["spectral", "gradient_penalty", "clip"] | None = option(
+        None,
+        "what makes the critic Lipschitz (default: spectral for wasserstein, else nothing); an "
+        "lstm cannot be spectral",
     )
     strength: float = option(10.0, "weight of gradient_penalty, or the limit of clip")
     on: Literal["z", "all"] = option("z", "what the critic is Lipschitz in, z or all it sees")
     standardise: bool = option(False, "scale codes by the prior's deviation")
+    pairing: Literal["states", "free_runs"] = option(
+        "states", "the posterior's codes against draws at the same states, or against free runs"
+    )
+    watch: bool = option(
+        False, "record the critic's accuracy and the slope of its penalty in metrics.csv"
+    )
     critic_dim: int = option(64, "width of the critic's layers")
     critic_steps: int = option(2, "steps of the critic per SVI step")
     critic_lr: float = option(1e-3, "learning rate of the critic")
@@ -96,6 +113,9 @@ class Training:
         "after", "refined: the critic learns after the training, or also in it"
     )
     begin: float = option(0.0, "stage=loop: fraction of the run before it", "in [0, 1)")
+    contrast: Literal["moments", "prior"] = option(
+        "moments", "avb: tell the guide's codes from a normal of their moments, or from the prior"
+    )
     adversarial_lr: float = option(5e-5, "alternating: learning rate of the adversarial step")
     detach_state: bool = option(True, "alternating: keep its gradient out of the state")
 
@@ -111,6 +131,10 @@ class Training:
             bound += "" if self.kl == 1.0 else f" with {show(self.kl)} KL"
         if self.schedule == "refined":
             return f"{bound}; prior refined {'in' if self.stage == 'loop' else 'after'} training"
+        if self.schedule == "avb":
+            return f"{bound}, the guide's density by a critic; scored by a guide fitted afterwards"
+        if self.twist:
+            bound += ", twisted"
         critic = "" if self.view is None else f" - {show(self.weight)} critic"
         return bound + critic
 
@@ -175,10 +199,20 @@ _NAMED = {
     "elbo-annealed": ("elbo", "VRNN, KL weight from 0 to 1: the row to beat", "kl=0>1@0.5"),
     "iwae": ("iwae", "VRNN, the importance-weighted bound", "bound=iwae,particles=4"),
     "fivo": ("fivo", "VRNN, the particle filter's bound", "bound=fivo,particles=4"),
+    "twisted": (
+        "fivo",
+        "the same, particles chosen by the future as well",
+        "bound=fivo,particles=4,twist=true",
+    ),
     "refined": (
         "refined",
         "VRNN by the annealed ELBO, then a critic in its prior",
         "kl=0>1@0.5",
+    ),
+    "avb": (
+        "avb",
+        "VRNN, a guide without density, by adversarial variational Bayes",
+        "guide=implicit,kl=0>1@0.5",
     ),
     "alternating": (
         "alternating",

@@ -13,6 +13,7 @@ import torch
 from pyro.infer import SVI
 
 from inference import (
+    ELBO,
     DegenerateWeightsError,
     LearningRate,
     NonFiniteLossError,
@@ -30,10 +31,11 @@ from inference.information import LEAST_SEQUENCES
 from inference.training import History, Records, fit
 from inference.validation import Validation
 from pyro_avrnn import recipes
-from pyro_avrnn.cli.parts import Parts, build, refined
+from pyro_avrnn.cli.parts import Parts, build, optimiser, refined
 from pyro_avrnn.cli.rows import Training
 from pyro_avrnn.cli.settings import Settings
 from pyro_avrnn.data import Batches, Dataset, Sequences
+from pyro_avrnn.implicit import ImplicitGuide, MomentGuide
 
 _LOOKED_AT = 64  # sequences in which a hidden unit may show that it is alive
 Progress = Callable[[int], None]  #: called with the steps done since the last call
@@ -74,7 +76,12 @@ def run(
         if training.schedule == "refined" and not error:
             parts = parts._replace(recipe=refined(training, parts.recipe))
             trained |= _refine(parts.recipe, task, data)
-        numbers, failure = _evaluate(parts, data, settings, seed)
+        if training.schedule == "avb" and not error:
+            recipe, told = _refit(parts, task, data, settings)
+            parts = parts._replace(recipe=recipe, adversarial=None)
+            trained |= told
+        twist = _twist(training, parts.recipe)
+        numbers, failure = _evaluate(parts, data, settings, seed, twist)
         if not (error or failure):
             trained |= _look(parts.recipe, getattr(data, settings.split), settings)
     modules = (parts.recipe.model, parts.recipe.guide)
@@ -127,6 +134,7 @@ def _train(
     """Train and save the best parameters; what came of it, and the error if it stopped early."""
     _, seed, folder = task
     recipe, checkpoint = parts.recipe, folder / "checkpoint.pt"
+    twist = _twist(task.training, recipe)
     if not (resume and checkpoint.is_file()):  # else the best so far are saved there already
         recipes.save(recipe, folder / "parameters.pt")
     try:
@@ -136,7 +144,7 @@ def _train(
             steps=settings.steps,
             truncate=settings.truncate,
             hooks=parts.hooks,
-            validation=_validation(recipe, data.valid, settings, seed),
+            validation=_validation(recipe, data.valid, settings, seed, twist),
             clip_norm=parts.clip_norm,
             lr_schedule=LearningRate(settings.lr_decay, settings.lr_warmup),
             average=settings.average or None,
@@ -166,6 +174,30 @@ def _refine(recipe: recipes.Recipe, task: Task, data: Dataset) -> dict[str, Any]
     told = refine(recipe.model, recipe.guide, train, valid, steps=steps, seed=task.seed)
     recipes.save(recipe, task.folder / "parameters.pt")
     return {f"refinement_{name}": value for name, value in told._asdict().items()}
+
+
+def _refit(
+    parts: Parts, task: Task, data: Dataset, settings: Settings
+) -> tuple[recipes.Recipe, dict[str, Any]]:
+    """Fit a guide with a density to the trained model, which stays as it is, and save both."""
+    training, seed, folder = task
+    (folder / "parameters.pt").replace(folder / "implicit.pt")
+    explicit = "smoothing" if str(training.guide).startswith("smoothing") else "filtering"
+    recipe = recipes.with_guide(parts.recipe, explicit)
+    recipe.model.requires_grad_(False)
+    with pyro.get_param_store().scope():
+        history = fit(
+            SVI(recipe.model, recipe.guide, optimiser(settings), ELBO()),
+            _batches(data, settings, seed),
+            steps=settings.steps,
+            validation=_validation(recipe, data.valid, settings, seed, None),
+            clip_norm=parts.clip_norm,
+            lr_schedule=LearningRate(settings.lr_decay, settings.lr_warmup),
+            seed=seed,
+            progress=False,
+        )
+    recipes.save(recipe, folder / "parameters.pt")
+    return recipe, {"refit_best_step": history.best_step, "refit_seconds": history.seconds}
 
 
 def _batches(data: Dataset, settings: Settings, seed: int) -> Batches:
@@ -204,21 +236,30 @@ def _look(recipe: recipes.Recipe, scored: Sequences, settings: Settings) -> dict
     return {"dead_units": dead_units(*pair), "scales_at_floor": floor}
 
 
+def _twist(training: Training, recipe: recipes.Recipe) -> Any:
+    """The twist of the filters that score a row, if it has one."""
+    return recipe.critic if training.twist else None
+
+
 def _validation(
-    recipe: recipes.Recipe, data: Sequences, settings: Settings, seed: int
+    recipe: recipes.Recipe, data: Sequences, settings: Settings, seed: int, twist: Any
 ) -> Validation:
     """Validation with 16 particles, by the IWAE of ``fit`` or by a particle filter."""
+    scoring: Any = recipe.guide
+    if isinstance(scoring, ImplicitGuide):
+        scoring = MomentGuide(recipe.model, scoring)
+    iwae = settings.validate_by == "iwae"  # a filter that never resamples
 
     @torch.no_grad()
-    def fivo_per_frame() -> float:
-        batch = (recipe.model, recipe.guide, data.x, data.mask)
+    def bound_per_frame() -> float:
+        batch = (recipe.model, scoring, data.x, data.mask)
+        options: dict[str, Any] = {"twist": twist, "criterion": "never" if iwae else "ess"}
         with seeded(seed):
-            filtered = particle_filter(*batch, num_particles=16, paths=False)
+            filtered = particle_filter(*batch, num_particles=16, paths=False, **options)
         return float(filtered.log_evidence.sum()) / data.num_frames
 
-    by_iwae = settings.validate_by == "iwae"
     return Validation(
-        (data.x, data.mask) if by_iwae else fivo_per_frame,
+        (data.x, data.mask) if iwae and scoring is recipe.guide else bound_per_frame,
         every=settings.validate_every,
         num_particles=16 if recipe.model.z_dim else 1,  # without z one is exact
         patience=settings.patience,
@@ -226,7 +267,7 @@ def _validation(
 
 
 def _evaluate(
-    parts: Parts, data: Dataset, settings: Settings, seed: int
+    parts: Parts, data: Dataset, settings: Settings, seed: int, twist: Any
 ) -> tuple[dict[str, Any], str | None]:
     """Score the reported split; the numbers, and the error if there are none."""
     model, guide = parts.recipe.model, parts.recipe.guide
@@ -241,6 +282,7 @@ def _evaluate(
             scored.mask,
             num_particles=particles,
             fivo_particles=particles,
+            twist=twist,
             seed=seed,
             adversarial=parts.adversarial,
             train=(data.train.x, data.train.mask) if split else None,

@@ -25,7 +25,7 @@ from pyro_avrnn.recipes import OWN
 _OF_LATENTS = ("kl", "guide", "prior", "z_dim", "bound", "particles", "prior_gradient")
 #: options that a row without a critic does not have
 _OF_CRITICS = (
-    *("weight", "critic", "constraint", "strength", "on", "standardise"),
+    *("weight", "critic", "divergence", "constraint", "strength", "on", "standardise"),
     *("critic_dim", "critic_steps", "critic_lr", "adversarial_lr", "detach_state"),
 )
 

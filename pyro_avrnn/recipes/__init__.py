@@ -19,6 +19,7 @@ from pyro_avrnn.recipes.papers import (
     vae,
     vrnn,
 )
+from pyro_avrnn.recipes.swaps import with_guide
 from pyro_avrnn.recipes.with_critic import refined
 
 __all__ = [
@@ -43,4 +44,5 @@ __all__ = [
     "storn",
     "vae",
     "vrnn",
+    "with_guide",
 ]

@@ -10,6 +10,7 @@ from inference.protocols import counts
 from pyro_avrnn.autoregressive import AutoregressiveEmission
 from pyro_avrnn.emissions import EMISSIONS as INDEPENDENT
 from pyro_avrnn.guides import GUIDES
+from pyro_avrnn.implicit import IMPLICIT
 from pyro_avrnn.networks import CELLS, FEATURES, MLP, RecurrentEncoder
 from pyro_avrnn.priors import PRIORS
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
@@ -36,7 +37,8 @@ class Parts(TypedDict, total=False):
         prior: "conditional", "standard", "gated", "mixture", "flow", or your own.
         guide: "filtering", "residual" or "flow", each also as "smoothing" ("smoothing_residual",
             "smoothing_flow"), "mean_field" (reads all of x, but not the path of z),
-            "mean_field_forward" (x up to t), "mean_field_frame" (x_t alone), or your own.
+            "mean_field_forward" (x up to t), "mean_field_frame" (x_t alone), "implicit" or
+            "smoothing_implicit" (no density, for AVB), or your own.
         cell: "gru" or "lstm", or your own.
         features: what x is read by, "mlp" (default), or "loudness" for pieces of waveform, which
             it reads in units of their root mean square; or your own.
@@ -164,7 +166,9 @@ class Builder:
     def _cell(self, in_dim: int) -> Any:
         return pick("cell", self.given["cell"], CELLS)(in_dim, self.given["h_dim"])
 
-    def guide(self, model: SequenceModel, known: Mapping[str, Any] = GUIDES) -> SequenceGuide:
+    def guide(
+        self, model: SequenceModel, known: Mapping[str, Any] = GUIDES | IMPLICIT
+    ) -> SequenceGuide:
         """The guide of a model, which is complete by now."""
         made = pick("guide", self.given["guide"], known)
         if not isinstance(made, tuple):

@@ -39,7 +39,8 @@ from pyro_avrnn.recipes.build import (
     pick,
     plain_config,
 )
-from pyro_avrnn.recipes.with_critic import penalty_critic, refined
+from pyro_avrnn.recipes.with_critic import RATIO_ROLES, penalty_critic, ratio_critic, refined
+from pyro_avrnn.twists import FutureTwist
 
 
 def vrnn(
@@ -194,12 +195,15 @@ def avrnn(
 
     In the paper the critic's score is a penalty on guide and prior. With ``role="refine"`` it is
     part of the prior, see :class:`~pyro_avrnn.refinement.RefinedPrior`; ``num_candidates`` and
-    ``critic_dim`` then say all about it.
+    ``critic_dim`` then say all about it. With ``role="twist"`` it is the twist of a filter, see
+    :class:`~pyro_avrnn.twists.FutureTwist`, of width ``critic_dim``. With ``role="ratio"`` or
+    ``"ratio_to_prior"`` it stands in the bound for the density of an implicit guide, see
+    :class:`inference.AVB`.
 
     Args:
         x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
         base: the model; the paper's is "vrnn", any other recipe with latents will do.
-        role: what the critic is for, "penalty" or "refine".
+        role: what the critic is for: penalty, refine, twist, ratio or ratio_to_prior.
         view: what the critic sees: marginal, trajectory, trajectory_redrawn, conditional, joint.
         critic: "lstm", the paper's, or "feedforward".
         critic_dim: width of the critic's layers.
@@ -209,23 +213,34 @@ def avrnn(
         num_candidates: S of a refined prior.
         parts: of the base, see :class:`Parts`. A VRNN's guide is by default the paper's, which
             uses the mean of the prior and gives it no gradient: ``guide="residual"``,
-            ``prior_gradient=False``.
+            ``prior_gradient=False``; that of a ratio is "implicit".
 
     Raises:
         ValueError: an unknown part; the known ones are listed.
         NotImplementedError: spectral normalisation of an LSTM critic.
     """
-    one_of(("penalty", "refine"), role=role)
+    one_of(("penalty", "refine", "twist", *RATIO_ROLES), role=role)
     own: dict[str, Any] = {"critic_dim": critic_dim, "view": view, "critic": critic}
     own |= {"critic_activation": critic_activation, "lipschitz": lipschitz, "window": window}
     if base == "vrnn" and role == "penalty":
         parts = {"guide": "residual", "prior_gradient": False} | parts
+    if role in RATIO_ROLES:
+        parts = {"guide": "implicit"} | parts
     recipe = pick("base", base, {name: RECIPES[name] for name in WITH_LATENTS})
     made = recipe(x_dim=x_dim, z_dim=z_dim, h_dim=h_dim, emission=emission, **parts)
     if role == "refine":
         return refined(made, num_candidates=num_candidates, critic_dim=critic_dim)
+    if role == "penalty":
+        network = penalty_critic(made.model, **own)
+    else:
+        own = {"critic_dim": critic_dim}
+        network = (
+            FutureTwist(made.model, critic_dim)
+            if role == "twist"
+            else ratio_critic(made, critic_dim)
+        )
     config = plain_config("avrnn", {**made.config, "base": base, "role": role, **own})
-    return Recipe(made.model, made.guide, penalty_critic(made.model, **own), config)
+    return Recipe(made.model, made.guide, network, config)
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {

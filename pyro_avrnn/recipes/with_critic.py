@@ -54,6 +54,23 @@ def penalty_critic(
     )
 
 
+#: roles whose critic stands in the bound of a guide without density
+RATIO_ROLES = ("ratio", "ratio_to_prior")
+
+
+def ratio_critic(recipe: Recipe, critic_dim: int) -> nn.Module:
+    """The critic of AVB, which reads z, h and what the guide reads of x."""
+    guide: Any = recipe.guide
+    reads = getattr(getattr(guide, "network", None), "in_dim", None)
+    if reads is None or not getattr(guide, "reads_state", False):
+        raise ValueError(
+            f"guide must read the state and x for AVB, as 'implicit' does, got a "
+            f"{type(guide).__name__}"
+        )
+    z_dim = recipe.model.z_dim
+    return FeedForwardCritic(z_dim, reads, critic_dim, view="joint", activation="silu")
+
+
 def refined(recipe: Recipe, *, num_candidates: int = 16, critic_dim: int = 64) -> Recipe:
     """Put a refined prior into the model of a recipe, trained or not: :class:`RefinedPrior`.
 

@@ -18,6 +18,7 @@ parameter store of their own, and leave the random state as it was.
 from torch import Tensor
 
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
+from pyro_avrnn.testing.critics import check_critic as check_critic
 from pyro_avrnn.testing.functions import (
     check_broadcasting,
     check_ownership,

@@ -14,7 +14,8 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from inference.adversarial import Adversarial, closed_forms
-from inference.divergences import spectral, wasserstein
+from inference.constraints import spectral
+from inference.divergences import wasserstein
 from inference.information import RateSplit, rate_split
 from inference.objectives import ELBO
 from inference.schedules import Ramp, Schedule

@@ -10,7 +10,7 @@ import torch
 from inference import sequence_bounds
 from pyro_avrnn import data, recipes
 from pyro_avrnn.cli import main
-from pyro_avrnn.cli.parts import From
+from pyro_avrnn.cli.critics import From
 from pyro_avrnn.cli.refine import paired
 from pyro_avrnn.refinement import RefinedPrior
 from tests.integration.test_cli import small_npz

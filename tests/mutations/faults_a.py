@@ -3,7 +3,7 @@
 from tests.mutations.fault import Fault
 
 ADVERSARIAL, ROLES = "inference/adversarial.py", "inference/roles.py"
-DIVERGENCES = "inference/divergences.py"
+DIVERGENCES, CONSTRAINTS = "inference/divergences.py", "inference/constraints.py"
 OBJECTIVES, GRADIENTS = "inference/objectives.py", "inference/gradients.py"
 BOUNDS, WEIGHTS = "inference/bounds.py", "inference/weights.py"
 RESAMPLING, PARTICLES = "inference/resampling.py", "inference/particles.py"
@@ -107,14 +107,14 @@ FAULTS = [
         (CRITIC,),
     ),
     Fault(
-        ADVERSARIAL,
+        "inference/alternating.py",
         "the adversarial step scores a prior that is a constant",
         "densities = densities._replace(prior=model.transition(states))",
         "densities = densities._replace(states=states)",
         (f"{OWNERS}::test_the_adversarial_step_moves_exactly_prior_and_guide",),
     ),
     Fault(
-        ADVERSARIAL,
+        "inference/alternating.py",
         "the adversarial step encodes padding as it came",
         "guide.encode(*check_batch(model, *args))",
         "guide.encode(*args)",
@@ -136,49 +136,49 @@ FAULTS = [
     ),
     # ---- distances, 9 ----
     Fault(
-        DIVERGENCES,
+        CONSTRAINTS,
         "codes are mixed in each dimension apart, not along a line",
         "mix = torch.rand_like(prior.z[..., :1])",
         "mix = torch.rand_like(prior.z)",
         (CRITIC,),
     ),
     Fault(
-        DIVERGENCES,
+        CONSTRAINTS,
         "a path that both sides share counts as their own",
         "return prior.path is not None and prior.path is not posterior.path",
         "return prior.path is not None",
         (KNOWN_SLOPES,),
     ),
     Fault(
-        DIVERGENCES,
+        CONSTRAINTS,
         "one-sided is two-sided",
         "else (slope - 1).clamp(min=0)",
         "else (slope - 1).abs()",
         (KNOWN_SLOPES,),
     ),
     Fault(
-        DIVERGENCES,
+        CONSTRAINTS,
         "padded scores slope in observed codes",
         "observed = scores.where(mask.expand_as(scores), 0.0).sum()",
         "observed = scores.sum()",
         (KNOWN_SLOPES,),
     ),
     Fault(
-        DIVERGENCES,
+        CONSTRAINTS,
         "the slope is a constant",
         "torch.autograd.grad(observed, inputs, create_graph=True)",
         "torch.autograd.grad(observed, inputs)",
         (f"{OWNERS}::test_the_gradient_penalty_differentiates_an_lstm_twice",),
     ),
     Fault(
-        DIVERGENCES,
+        CONSTRAINTS,
         "weights are clipped from above alone",
         "parameter.clamp_(-bound, bound)",
         "parameter.clamp_(max=bound)",
         (f"{OWNERS}::test_clipping_keeps_every_weight_within_its_bound",),
     ),
     Fault(
-        DIVERGENCES,
+        CONSTRAINTS,
         "on='all' leaves the context's slope free",
         'if on == "all":',
         'if on == "all" and own_paths:',
@@ -319,8 +319,8 @@ FAULTS = [
     Fault(
         RESAMPLING,
         "weights of sequences that were not resampled are forgotten",
-        "log_weight if parents is None else torch.where(due, 0.0, log_weight)",
-        "log_weight if parents is None else 0.0",
+        "log_weight = torch.where(due, fresh, log_weight)",
+        "log_weight = torch.where(due, fresh, 0.0)",
         (
             f"{FILTER}::test_fivo_is_the_running_product_by_hand",
             f"{FILTER}::test_fivo_and_the_differentiable_filter_agree",

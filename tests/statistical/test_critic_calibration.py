@@ -15,15 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from inference.adversarial import Adversarial
+from inference.constraints import Codes, Constraint, clip, gradient_penalty, spectral
 from inference.densities import StepDensities
-from inference.divergences import (
-    Codes,
-    Constraint,
-    clip,
-    gradient_penalty,
-    spectral,
-    wasserstein,
-)
+from inference.divergences import wasserstein
 from inference.roles import View
 from pyro_avrnn.critics import FeedForwardCritic
 

@@ -20,7 +20,8 @@ from torch import Size, Tensor, nn
 from inference import information
 from inference.adversarial import Adversarial
 from inference.bounds import analytic_kl
-from inference.divergences import Constraint, gradient_penalty, spectral, wasserstein
+from inference.constraints import Constraint, gradient_penalty, spectral
+from inference.divergences import wasserstein
 from inference.information import RateSplit, rate_split
 from inference.objectives import ELBO
 from pyro_avrnn.critics import FeedForwardCritic, LSTMCritic

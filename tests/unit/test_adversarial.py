@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from inference import Adversarial, Alternating, seeded
+from inference.constraints import Codes, Constraint, gradient_penalty
 from inference.densities import StepDensities
-from inference.divergences import Codes, Constraint, Divergence, gradient_penalty, wasserstein
+from inference.divergences import Divergence, wasserstein
 from inference.roles import VIEWS, joint
 from pyro_avrnn import recipes
 from pyro_avrnn.guides import FilteringGuide

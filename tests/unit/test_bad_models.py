@@ -184,7 +184,7 @@ def test_spectral_normalisation_of_an_lstm_critic_names_a_way_out(lipschitz: str
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activation": "tanh"}, "activation must be relu or groupsort, got 'tanh'"),
+        ({"activation": "gelu"}, "activation must be one of .*, groupsort, got 'gelu'"),
         ({"lipschitz": "h"}, "lipschitz must be None, 'z' or 'all', got 'h'"),
         ({"critic_dim": 5}, "critic_dim must be even.* got 5"),
         ({"depth": 0}, "depth must be at least 1, got 0"),

@@ -16,7 +16,7 @@ from inference import (
     particle_filter,
     wasserstein,
 )
-from inference.divergences import gradient_penalty
+from inference.constraints import gradient_penalty
 from pyro_avrnn import recipes
 from pyro_avrnn.models import GlobalGuide
 from tests.unit.table import H, X, Z

@@ -28,7 +28,8 @@ from inference import (
     seeded,
     sequence_codes,
 )
-from inference.divergences import spectral, wasserstein
+from inference.constraints import spectral
+from inference.divergences import wasserstein
 from inference.protocols import at_least, counts
 from pyro_avrnn import recipes
 from pyro_avrnn.data import load

@@ -25,7 +25,7 @@ FILE_LIMIT, FUNCTION_LIMIT, PASSAGE = 300, 40, 6
 MEGABYTE = 1_000_000
 #: files outside the engine that may have over 300 lines, at most 8, each with its reason
 LONG_FILES = {
-    "inference/adversarial.py": "views, the critic as a penalty, and the paper's schedule of it",
+    "inference/adversarial.py": "one class: what a critic is shown, learns, and is used for",
     "inference/objectives.py": "the one base of all losses, and three losses told together",
     "inference/training.py": "one training loop, half of the file its documentation",
     "pyro_avrnn/recipes/papers.py": "the table a reader looks for: ten papers, one function each",

@@ -558,7 +558,7 @@ def test_the_score_of_dependent_ancestors_is_refused(resampler: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"resampler": "residual"}, "resampler must be one of multinomial, stratified, sys"),
+        ({"resampler": "best"}, "resampler must be one of multinomial, stratified, sys"),
         ({"criterion": "often"}, "criterion must be one of never, always, ess, or a function"),
     ],
 )

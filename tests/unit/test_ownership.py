@@ -8,15 +8,10 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from inference.adversarial import Adversarial, Alternating
-from inference.divergences import (
-    Codes,
-    Constraint,
-    clip,
-    gradient_penalty,
-    spectral,
-    wasserstein,
-)
+from inference.adversarial import Adversarial
+from inference.alternating import Alternating
+from inference.constraints import Codes, Constraint, clip, gradient_penalty, spectral
+from inference.divergences import wasserstein
 from inference.objectives import ELBO
 from inference.roles import VIEWS
 from pyro_avrnn import recipes

@@ -119,7 +119,9 @@ def test_the_counts_of_even_points_are_bounded() -> None:
     assert bool((stratified < expected.floor()).any())  # its bound is the wider one
     for name, n in found.items():  # below any point, one point of the grid more or less
         even = bool(((n - expected).cumsum(dim=0).abs() < 1 + 1e-12).all())
-        assert even == (name != "multinomial")
+        assert even == (name in ("systematic", "stratified"))
+    assert bool((found["residual"] >= expected.floor()).all())
+    assert bool((found["multinomial"] < expected.floor()).any())
 
 
 def assert_expected_counts(resampler: Resampler) -> None:

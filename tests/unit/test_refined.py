@@ -26,7 +26,7 @@ from inference import (
     step_densities,
     to_arviz,
 )
-from inference.divergences import RATIO_LOSSES, logistic
+from inference.divergences import RATIO_LOSSES, log_ratio
 from inference.roles import ROLES, Refinable
 from pyro_avrnn import engine, recipes, testing
 from pyro_avrnn.critics import LogRatio
@@ -357,7 +357,7 @@ REFUSED = {
     "another role": (
         lambda: recipes.avrnn(3, 2, 4, role="refined"),
         ValueError,
-        "role must be one of penalty, refine, got 'refined'",
+        "role must be one of penalty, refine, twist, ratio, ratio_to_prior, got 'refined'",
     ),
     "an analytic KL": (
         lambda: scored(lambda r: ELBO(analytic_kl=True)(r.model, r.guide, *data())),
@@ -418,10 +418,10 @@ def test_a_residual_guide_corrects_the_mean_of_the_base(base: str) -> None:
 
 
 def test_roles_are_told_in_one_table() -> None:
-    assert set(ROLES) == {"penalty", "refine"}
+    assert set(ROLES) == {"penalty", "refine", "ratio", "ratio_to_prior"}
     r, (x, mask) = refined(), data()
     assert isinstance(r.model.rollout(r.guide, x, mask).prior, Refinable)
-    assert logistic().constraint.name == "none"
+    assert log_ratio().constraint.name == "none"
 
 
 def test_more_candidates_at_evaluation_give_a_better_bound() -> None:
