@@ -195,7 +195,7 @@ ARCHIVE = Path(__file__).parents[2] / "examples" / "results"
 
 
 @pytest.mark.parametrize(
-    "name", ["timit", "speech", "music-jsb", "baselines-vowels", "baselines-adversarial-vowels"]
+    "name", ["speech", "music-jsb", "baselines-vowels", "baselines-adversarial-vowels"]
 )
 def test_committed_results_print(name: str) -> None:
     results = json.loads((ARCHIVE / name / "results.json").read_text())
