@@ -151,7 +151,7 @@ STEPS_adversarial-vowels := 1500
 SPACE_adversarial-timit := weight=0>1@0.5|0>10@0.5|0>100@0.5|0>1000@0.5|30 adversarial_lr=0.00005|0.0005
 SPACE_adversarial-vowels := $(SPACE_vowels) weight=0>0.3@0.5|0>3@0.5|0>30@0.5|30 adversarial_lr=0.00005|0.0005
 
-# Five draws choose weight and settings of a critic together: also the ELBO's winner, with a weak critic beside it.
+# Five draws choose weight and settings of a critic together, so two more rows add a weak critic to the ELBO's winner.
 WINNER_vowels := guide=filtering,lr=0.0023,kl=0>1@0.25,clip_norm=1x,dropout=0,activation=silu
 ALSO_adversarial-vowels := $(foreach v,conditional joint,$(v)+kl:$(WINNER_vowels),weight=0>0.3@0.5)
 

@@ -154,7 +154,7 @@ class Refined(dist.TorchDistribution):
         """What the critic is trained on: u of draws of the base, u of a value, and h."""
         return (
             self.units.draw(Size(value.shape[: value.ndim - 1 - len(self.batch_shape)])),
-            (self.units.read(value)),
+            self.units.read(value),
             self.h,
         )
 

@@ -2,8 +2,8 @@
 
     python examples/studies/critic_zoo.py --data vowels
 
-A VRNN with a filtering guide, trained by the annealed ELBO, and the same with each critic: beside
-the KL as a penalty of several divergences, views and pairings, in the prior, in place of the
+A VRNN with a filtering guide, trained by the annealed ELBO, and the same with each critic: as a
+penalty added to the KL (several divergences, views and pairings), in the prior, in place of the
 guide's density, and as the twist of a filter. Settings are those of the tuned ELBO; weights of
 penalties are the defaults of a row, the same for all that have one unit. A divergence without a
 critic stands at the end of its group.

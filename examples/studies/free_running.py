@@ -12,7 +12,7 @@ recordings:
   speakers may be others, and the other half;
 * the log-spectral distance to the test recordings: root mean square, over frequencies, of the
   difference between average log power spectra, in decibels. Only sound has it; that of the
-  training recordings is beside it.
+  training recordings is shown next to it.
 
 A window is told by mean and deviation, in time, of each band or feature, and the deviation of its
 changes. The first seed of each row is written as sound, with its spectrograms.
