@@ -192,6 +192,15 @@ def test_each_side_is_seen_with_states_and_data_of_its_own() -> None:
             torch.testing.assert_close(own_path, densities.z)
 
 
+def test_a_free_run_has_the_states_of_what_it_drew() -> None:
+    torch.manual_seed(0)
+    r = recipes.vrnn(x_dim=2, z_dim=3, h_dim=4)
+    run = free_run(r.model, torch.ones(6, 1, 5, dtype=torch.bool))
+    again = r.model.rollout(r.guide, run.x[:, 0].transpose(0, 1), z=run.z)
+    torch.testing.assert_close(run.h, again.h)
+    torch.testing.assert_close(run.prior.log_prob(run.z), again.log_prior)
+
+
 def test_matching_takes_free_runs() -> None:
     model, densities = one_batch()
     rows = []

@@ -11,10 +11,20 @@ import torch
 from pyro.infer import SVI
 from torch import Size, Tensor, nn
 
-from inference import AVB, ELBO, Adversarial, LearningRate, Ramp, evaluate, fit, particle_filter
+from inference import (
+    AVB,
+    ELBO,
+    Adversarial,
+    LearningRate,
+    Ramp,
+    evaluate,
+    fit,
+    particle_filter,
+    roles,
+)
 from pyro_avrnn.critics import FeedForwardCritic
 from pyro_avrnn.guides import FilteringGuide
-from pyro_avrnn.implicit import ImplicitGuide
+from pyro_avrnn.implicit import Implicit, ImplicitGuide, MomentGuide
 from pyro_avrnn.networks import diagonal_normal
 from pyro_avrnn.sequence import SequenceModel
 
@@ -104,6 +114,42 @@ def test_both_modes(role: str) -> None:
     assert 0.3 < positive < 0.7
 
 
+def test_padding_counts_for_nothing_in_the_bound() -> None:
+    torch.manual_seed(0)
+    model = Folded()
+    guide = ImplicitGuide(model, [4])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    for role in ("ratio", "ratio_to_prior"):
+        critic = Adversarial(FeedForwardCritic(1, 2, 4, view="joint"), role=role)
+        d = AVB(critic=critic).draw(model, guide, torch.rand(2, 3, 1), mask)
+        for terms in (d.log_emission, d.log_prior, d.log_proposal):
+            assert torch.equal(terms[:, 0] != 0, mask.t())
+
+
+def test_the_moments_of_a_guide_are_constants() -> None:
+    model = Folded()
+    d = model.rollout(ImplicitGuide(model, [4]), torch.rand(2, 3, 1), scored=False)
+    assert d.z.requires_grad
+    moments = roles._moments(d)
+    assert not moments.loc.requires_grad and not moments.scale.requires_grad
+
+
+def test_a_moment_guide_has_the_mean_and_deviation_of_the_draws() -> None:
+    torch.manual_seed(0)
+    model, draws = Folded(), 20_000
+    guide = ImplicitGuide(model, [4])  # begins as a normal
+    state, c_t = Nothing(torch.zeros(3, 1)), torch.rand(3, 1)
+    normal = guide.proposal(state, c_t)
+    loc, scale = normal.loc.detach(), 0.3 * normal.scale.detach()
+    narrow = Implicit(loc, scale, normal.context, normal.net)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guide, "proposal", lambda *_: narrow)
+        found = MomentGuide(model, guide, draws).proposal(state, c_t)
+    error = scale / draws**0.5
+    assert ((found.mean - loc).abs() < 5 * error).all()
+    assert ((found.base_dist.scale - scale).abs() < 5 * error).all()
+
+
 def test_what_has_no_density_says_so() -> None:
     model = Folded()
     guide, x = ImplicitGuide(model, [4]), torch.zeros(2, 1, 1)
@@ -167,8 +213,6 @@ def test_with_the_exact_ratio_it_is_the_elbo(role: str) -> None:
             return ratio(d) - r
 
         return right(score, d)
-
-    from inference import roles
 
     moments: list[Any] = []
     keep = roles._moments

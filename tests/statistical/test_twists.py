@@ -159,6 +159,19 @@ def test_a_rollout_and_a_filter_of_one_twist_agree_under_gradients() -> None:
     torch.testing.assert_close(values[0], values[1])
 
 
+def test_a_twist_is_0_at_both_ends_and_where_padded() -> None:
+    torch.manual_seed(0)
+    mask = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
+    sight = Foresight.of(Exact(0.3), torch.randn(2, 6, 1), mask)
+    h = torch.cat([torch.randn(7, 3, 2, 1), torch.rand(7, 3, 2, 1)], dim=-1)
+    found = sight.all_before(h)
+    torch.testing.assert_close(found, torch.stack([sight.before(h[t], t) for t in range(7)]))
+    known = torch.zeros(7, 2, dtype=torch.bool)
+    known[1:6] = mask.t()[1:]
+    assert torch.equal((found != 0).all(dim=1), known)
+    assert torch.equal((found != 0).any(dim=1), known)
+
+
 def test_a_twist_is_learnt_from_the_model() -> None:
     torch.manual_seed(2)
     model = Drifting()
