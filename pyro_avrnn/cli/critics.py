@@ -197,11 +197,6 @@ def _adversarial(training: Training, recipe: recipes.Recipe) -> Adversarial:
 
 
 def _free_runs_of(training: Training, recipe: recipes.Recipe) -> Any:
-    if training.pairing == "free_runs" and training.schedule == "alternating":
-        raise NotImplementedError(
-            f"row {training.label!r} takes its adversarial step on draws at the same states; use "
-            "pairing=free_runs with a joint row"
-        )
     return recipe.model if training.pairing == "free_runs" else None
 
 

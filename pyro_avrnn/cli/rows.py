@@ -13,6 +13,7 @@ from inference import Ramp
 from inference.divergences import DIVERGENCES
 from inference.matching import DISTANCES
 from inference.protocols import given
+from pyro_avrnn.cli.needs import lacking
 from pyro_avrnn.cli.options import check, flag_of, kind_of, option, options_of
 from pyro_avrnn.cli.settings import Batching, Decay, Settings
 from pyro_avrnn.critics import CRITICS, VIEWS
@@ -172,7 +173,7 @@ _READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def _vary(training: Training, options: str) -> Training:
+def vary(training: Training, options: str) -> Training:
     """The training with other options, given in the notation."""
     known, values = options_of(Training), dict[str, Any]()
     for pair in filter(None, options.split(",")):
@@ -237,7 +238,7 @@ _NAMED |= {
 }
 #: trainings by the name of their row
 ROWS = {
-    name: _vary(Training(name, schedule, summary), options)
+    name: vary(Training(name, schedule, summary), options)
     for name, (schedule, summary, options) in _NAMED.items()
 }
 
@@ -250,10 +251,23 @@ def parse(text: str) -> Training:
         (0.0, 30.0, 0.5)
 
     Raises:
-        ValueError: an unknown row or option, listing the known ones, or a value that the option
-            does not accept.
+        ValueError: an unknown row or option, listing the known ones, a value that the option
+            does not accept, or an option that has no effect in this row.
     """
     name, _, options = text.partition(":")
     if name not in ROWS:
         raise ValueError(f"a row must be one of {', '.join(ROWS)}, got {name!r}")
-    return replace(_vary(ROWS[name], options), label=text)
+    row = replace(vary(ROWS[name], options), label=text)
+    for option_given in set_by(row):
+        if wanted := lacking(row, option_given):
+            raise ValueError(
+                f"option {option_given} has no effect in row {text!r}: it needs {wanted}; leave "
+                "it out"
+            )
+    return row
+
+
+def set_by(row: Training) -> list[str]:
+    """Options that the row sets itself, in its label."""
+    pairs = filter(None, row.label.partition(":")[2].split(","))
+    return [pair.partition("=")[0] for pair in pairs]

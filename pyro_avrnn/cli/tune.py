@@ -11,23 +11,16 @@ from typing import Any
 from inference.files import write_csv, write_text
 from pyro_avrnn.cli.compare import run_rows
 from pyro_avrnn.cli.comparison import Comparison
+from pyro_avrnn.cli.needs import lacking
 from pyro_avrnn.cli.options import kind_of, option, options_of
 from pyro_avrnn.cli.report import validation_bound
-from pyro_avrnn.cli.rows import ROWS, Training, parse
+from pyro_avrnn.cli.rows import ROWS, Training, parse, set_by, vary
 from pyro_avrnn.cli.runs import Result
 from pyro_avrnn.cli.settings import Settings
 from pyro_avrnn.cli.tables import markdown
 from pyro_avrnn.data import Dataset
 from pyro_avrnn.data._checks import optional
 from pyro_avrnn.recipes import OWN
-
-#: options that a row without latents does not have
-_OF_LATENTS = ("kl", "guide", "prior", "z_dim", "bound", "particles", "prior_gradient")
-#: options that a row without a critic does not have
-_OF_CRITICS = (
-    *("weight", "critic", "divergence", "constraint", "strength", "on", "standardise"),
-    *("critic_dim", "critic_steps", "critic_lr", "adversarial_lr", "detach_state"),
-)
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ class _Studies:
             self.studies[row.label] = study
             for number in range(search.trials):
                 trial = study.ask(space)  # all of the space, so that rows stay in step
-                texts = {k: _text(v) for k, v in trial.params.items() if _applies(row, k)}
+                texts = _set(row, trial.params)
                 label = _with(row, texts)
                 self.chosen[label] = texts
                 self.candidates.setdefault(label, (row.label, number))
@@ -192,18 +185,22 @@ class _Studies:
         ]
 
 
+def _set(row: Training, drawn: Mapping[str, Any]) -> dict[str, str]:
+    """Of the options drawn, those that the search may set and that have an effect together."""
+    texts = {name: _text(value) for name, value in drawn.items() if _applies(row, name)}
+    varied = vary(row, _pairs(texts))
+    return {name: text for name, text in texts.items() if not lacking(varied, name)}
+
+
 def _applies(row: Training, name: str) -> bool:
     """Whether the search may set this option of a row."""
-    if name in _OF_LATENTS and row.schedule == "none" or name in _OF_CRITICS and row.view is None:
-        return False
     if name in ("prior", "guide", "cell") and name not in OWN[row.model]:
         return False
     if name == "guide" and ROWS[row.label.partition(":")[0]].guide is not None:
         return False  # its name says which
     if name == "kl" and not isinstance(row.kl, tuple):
         return False  # a row that has no ramp by its name has none to tune
-    given = (pair.partition("=")[0] for pair in row.label.partition(":")[2].split(","))
-    return name not in given
+    return name not in set_by(row)
 
 
 def _text(value: Any) -> str:
@@ -212,8 +209,12 @@ def _text(value: Any) -> str:
 
 def _with(row: Training, options: Mapping[str, str]) -> str:
     """The row with further options, in the notation."""
-    pairs = ",".join(f"{name}={text}" for name, text in options.items())
+    pairs = _pairs(options)
     return row.label + ("," if ":" in row.label else ":") * bool(pairs) + pairs
+
+
+def _pairs(options: Mapping[str, str]) -> str:
+    return ",".join(f"{name}={text}" for name, text in options.items())
 
 
 def _bound(result: Result) -> float:

@@ -129,6 +129,9 @@ def test_what_a_row_sets_itself_stays(tune: Tune, fake: Trained) -> None:
         ("critic_lr=0.001|0.01", "elbo", False),
         ("critic_lr=0.001|0.01", "conditional", True),
         ("weight=0>1@0.5|0>10@0.5", "joint+kl", True),
+        ("weight=1|2", "alternating", False),
+        ("adversarial_lr=0.001|0.01", "alternating", True),
+        ("adversarial_lr=0.001|0.01", "joint", False),
         ("cell=gru|lstm", "elbo:model=dmm", False),
         ("z_dim=2|3", "rnn", False),
         ("h_dim=4|8", "rnn", True),
@@ -144,6 +147,16 @@ def test_options_that_a_row_lacks_are_left_out(
     # the same candidate twice is trained once
     assert Counter(found) == (Counter(values.split("|")) if known else {})
     assert len(fake.tasks) == (2 if known else 1)
+
+
+def test_an_option_that_another_drawn_one_makes_void_is_left_out(
+    tune: Tune, fake: Trained
+) -> None:
+    fake.bound = lambda task: 0.0
+    space = ["divergence=mmd|kl", "critic_lr=0.001|0.01"]
+    assert tune("out", "--trials=30", "--rows=conditional", space=space) == 0
+    found = {tuple(options.values()) for options in of_row(fake.labels, "conditional")}
+    assert found == {("mmd",), ("kl", "0.001"), ("kl", "0.01")}
 
 
 def test_whole_numbers_are_drawn_on_a_log_scale(tune: Tune, fake: Trained) -> None:

@@ -4,8 +4,10 @@ import pytest
 
 from inference import ELBO, FIVO, IWAE
 from pyro_avrnn import data
+from pyro_avrnn.cli.needs import lacking
+from pyro_avrnn.cli.options import options_of
 from pyro_avrnn.cli.parts import build
-from pyro_avrnn.cli.rows import parse
+from pyro_avrnn.cli.rows import ROWS, Training, parse
 from pyro_avrnn.cli.settings import Settings
 
 
@@ -92,3 +94,63 @@ def test_every_kind_of_row_takes_dropout(name: str) -> None:
 def test_a_number_out_of_range_is_refused_when_built(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build(parse(text), data.vowels(), Settings(h_dim=4, z_dim=2))
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "needs"),
+    [
+        ("rnn:kl=0", "kl", "a model with latents"),
+        ("rnn:z_dim=4", "z_dim", "a model with latents"),
+        ("elbo:prior_gradient=false", "prior_gradient", "guide=residual"),
+        ("elbo:view=joint", "view", "a row that compares codes with draws of the prior"),
+        ("refined:divergence=kl", "divergence", "a row that compares codes"),
+        ("elbo:pairing=free_runs", "pairing", "a row with a penalty"),
+        ("alternating:weight=3", "weight", "a row with a penalty"),
+        ("conditional:divergence=mmd,critic=lstm", "critic", "a row with a critic"),
+        ("conditional:divergence=mmd,watch=true", "watch", "a row with a critic"),
+        ("joint:divergence=kl,on=all", "on", "a critic with a constraint"),
+        ("joint:strength=3", "strength", "constraint=gradient_penalty or clip"),
+        ("fivo:critic_lr=0.1", "critic_lr", "a critic that learns in the training"),
+        ("refined:critic_steps=1", "critic_steps", "a critic that learns in the training"),
+        ("iwae:critic_dim=8", "critic_dim", "a row with a critic, such as conditional or refined"),
+        ("conditional:candidates=4", "candidates", "the row refined"),
+        ("refined:begin=0.5", "begin", "the row refined with stage=loop"),
+        ("elbo:contrast=prior", "contrast", "the row avb"),
+        ("conditional:adversarial_lr=0.1", "adversarial_lr", "the row alternating"),
+        ("elbo:width=16", "width", "emission=autoregressive"),
+        ("elbo:emission=mixture,components=3", "components", "emission=logistic or autoregress"),
+    ],
+)
+def test_an_option_without_effect_is_refused(text: str, option: str, needs: str) -> None:
+    with pytest.raises(ValueError, match=f"option {option} has no effect in row '{text}': it nee"):
+        parse(text)
+    with pytest.raises(ValueError, match=needs):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "alternating:adversarial_lr=0.001,detach_state=false,divergence=kl,standardise=true",
+        "alternating:strength=0.02,on=all,critic_lr=0.001,prior_gradient=true",
+        "avb:contrast=prior,critic_dim=8,critic_lr=0.01,critic_steps=3,kl=1",
+        "conditional:constraint=gradient_penalty,strength=2,on=all,watch=true,pairing=free_runs",
+        "conditional:divergence=mmd,standardise=true,weight=3",
+        "elbo:emission=autoregressive,width=8,lags=3,guide=residual,prior_gradient=false",
+        "fivo:twist=true,critic_dim=8,critic_lr=0.01,critic_steps=1",
+        "marginal:view=joint,critic=lstm,constraint=clip,strength=0.1",
+        "refined:stage=loop,begin=0.5,candidates=4,refine_steps=10,critic_lr=0.01,critic_steps=1",
+        "refined:critic_dim=8,z_dim=3,guide=smoothing,prior=flow,bound=iwae,particles=3",
+    ],
+)
+def test_an_option_with_an_effect_is_taken(text: str) -> None:
+    assert parse(text).label == text
+
+
+def test_every_option_is_refused_somewhere_or_has_an_effect_everywhere() -> None:
+    rows = [*ROWS.values(), parse("elbo:emission=mixture")]
+    always = [n for n in options_of(Training) if not any(lacking(row, n) for row in rows)]
+    assert always == [
+        *("model", "h_dim", "emission", "dropout", "activation", "batch_size"),
+        *("batches", "lr", "lr_decay", "weight_decay", "clip_norm", "average", "cell", "features"),
+    ]
