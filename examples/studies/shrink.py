@@ -3,8 +3,10 @@
     python examples/studies/shrink.py examples/results/exact/particles.png   # or folders
 
 A picture keeps its flat colours, and is scaled down where 40 kB do not hold it. A record
-(``*.json``) keeps seven digits of every number, what float32 has, and one line for each row. Both
-are written in place; a file that would not become smaller stays as it is. Takes a second a file.
+(``*.json``) keeps seven digits of every number, what float32 has, and one line for each row. Of a
+comparison's rows it leaves out what row, command and commit make anyway: all settings, options and
+the standardisation. Both are written in place; a file that would not become smaller stays as it
+is. Takes a second a file.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+MADE = ("settings", "options", "standardisation")
 COLOURS, BYTES, SCALES = 48, 40_000, (1.0, 0.75, 0.6, 0.5)
 
 
@@ -74,6 +77,9 @@ def shrunk_record(path: Path) -> bytes:
     """A line for each row, or each entry of what is no list."""
     content = rounded(json.loads(path.read_text()))
     if isinstance(content, list):
+        for row in content:
+            for name in MADE if isinstance(row, dict) and "command" in row else ():
+                row.pop(name, None)
         return ("[\n" + ",\n".join(map(json.dumps, content)) + "\n]\n").encode()
     return (json.dumps(content) + "\n").encode()
 

@@ -90,3 +90,17 @@ def test_a_shrunk_record_has_a_line_for_each_row(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps([{"a": 1 / 3, "b": [2]}, {"a": None}]))
     content = load("shrink").shrunk_record(tmp_path / "results.json").decode()
     assert content == '[\n{"a": 0.3333333, "b": [2]},\n{"a": null}\n]\n'
+
+
+def test_a_shrunk_record_leaves_out_what_its_command_says(tmp_path: Path) -> None:
+    row = {
+        "row": "rnn",
+        "command": "avrnn compare",
+        "settings": {"lr": 1},
+        "options": {},
+        "seed": 0,
+    }
+    kept = {name: row[name] for name in ("row", "command", "seed")}
+    for rows, expected in (([row], [kept]), ([{"settings": 1}], [{"settings": 1}])):
+        (tmp_path / "results.json").write_text(json.dumps(rows))
+        assert json.loads(load("shrink").shrunk_record(tmp_path / "results.json")) == expected
