@@ -4,9 +4,9 @@
 
 A picture keeps its flat colours, and is scaled down where 40 kB do not hold it. A record
 (``*.json``) keeps seven digits of every number, what float32 has, and one line for each row. Of a
-comparison's rows it leaves out what row, command and commit make anyway: all settings, options and
-the standardisation. Both are written in place; a file that would not become smaller stays as it
-is. Takes a second a file.
+comparison's rows it leaves out what row, command and commit make anyway: all options, and the
+standardisation. Both are written in place; a file that would not become smaller stays as it is.
+Takes a second a file.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-MADE = ("settings", "options", "standardisation")
+MADE = ("options", "standardisation")
 COLOURS, BYTES, SCALES = 48, 40_000, (1.0, 0.75, 0.6, 0.5)
 
 

@@ -96,11 +96,11 @@ def test_a_shrunk_record_leaves_out_what_its_command_says(tmp_path: Path) -> Non
     row = {
         "row": "rnn",
         "command": "avrnn compare",
-        "settings": {"lr": 1},
+        "standardisation": [1],
         "options": {},
         "seed": 0,
     }
     kept = {name: row[name] for name in ("row", "command", "seed")}
-    for rows, expected in (([row], [kept]), ([{"settings": 1}], [{"settings": 1}])):
+    for rows, expected in (([row], [kept]), ([{"options": 1}], [{"options": 1}])):
         (tmp_path / "results.json").write_text(json.dumps(rows))
         assert json.loads(load("shrink").shrunk_record(tmp_path / "results.json")) == expected
