@@ -87,12 +87,12 @@ class Refined(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """That of the base."""
+        """The support of the base prior."""
         return self.base.support
 
     @property
     def units(self) -> Units:
-        """Of the base."""
+        """Units of the base prior."""
         if self._units is None:
             self._units = units_of(self.base)
         return self._units

@@ -104,7 +104,7 @@ class From:
         return self.adversarial.update(*args, **options) if self.seen > self.steps else {}
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the critic, and the steps seen."""
+        """The state of the critic's hook, and the steps seen."""
         return {"adversarial": self.adversarial.state_dict(), "seen": self.seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from inference.matching import DISTANCES
-from pyro_avrnn.recipes import OWN
+from pyro_avrnn.recipes import OWN, TAKES
 
 if TYPE_CHECKING:
     from pyro_avrnn.cli.rows import Training
@@ -22,16 +22,18 @@ def _learns(row: "Training") -> bool:
 
 
 def _constrained(row: "Training") -> bool:
-    return _has_critic(row) and (row.constraint is not None or row.divergence == "wasserstein")
+    spectral = row.constraint is None and row.divergence == "wasserstein"
+    return _has_critic(row) and (spectral or row.constraint in ("spectral", "gradient_penalty"))
 
 
 def _is_residual(row: "Training") -> bool:
-    return (row.guide or OWN[row.model].get("guide")) == "residual"
+    guide = row.guide or OWN[row.model].get("guide", "")
+    return "prior_gradient" in TAKES["guide"].get(guide, ())
 
 
 # in words that complete "it needs ..."
 _LATENTS: Condition = "a model with latents", lambda row: row.schedule != "none"
-_RESIDUAL: Condition = "guide=residual", _is_residual
+_RESIDUAL: Condition = "guide=residual or smoothing_residual", _is_residual
 _AGAINST: Condition = (
     "a row that compares codes with draws of the prior, such as conditional",
     lambda row: row.schedule in ("joint", "alternating"),
@@ -42,7 +44,7 @@ _PENALTY: Condition = (
 )
 _CRITIC: Condition = "a row with a critic, such as conditional", _has_critic
 _LEARNS: Condition = "a critic that learns in the training", _learns
-_CONSTRAINED: Condition = "a critic with a constraint", _constrained
+_CONSTRAINED: Condition = "a critic with constraint=spectral or gradient_penalty", _constrained
 _CAPPED: Condition = (
     "constraint=gradient_penalty or clip",
     lambda row: _has_critic(row) and row.constraint in ("gradient_penalty", "clip"),

@@ -252,7 +252,7 @@ def parse(text: str) -> Training:
 
     Raises:
         ValueError: an unknown row or option, listing the known ones, a value that the option
-            does not accept, or an option that has no effect in this row.
+            does not accept, or an option that does not go with this row.
     """
     name, _, options = text.partition(":")
     if name not in ROWS:
@@ -261,7 +261,7 @@ def parse(text: str) -> Training:
     for option_given in set_by(row):
         if wanted := lacking(row, option_given):
             raise ValueError(
-                f"option {option_given} has no effect in row {text!r}: it needs {wanted}; leave "
+                f"option {option_given} does not go with row {text!r}: it needs {wanted}; leave "
                 "it out"
             )
     return row

@@ -48,7 +48,7 @@ def test_rows_are_trained_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture
     ("row", "sentence"),
     [
         ("alternating:divergence=mmd", "alternates with a critic, which mmd has not; use a row"),
-        ("alternating:pairing=free_runs", "option pairing has no effect in row 'alternating:pai"),
+        ("alternating:pairing=free_runs", "option pairing does not go with row 'alternating:pai"),
         (
             "avb:guide=filtering",
             "needs a guide without density (implicit, smoothing_implicit)",

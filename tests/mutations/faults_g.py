@@ -5,6 +5,7 @@ from tests.mutations.fault import Fault
 VALUES, TWISTS = "tests/statistical/test_divergences.py", "tests/statistical/test_twists.py"
 SOFT, FREE = "tests/statistical/test_differentiable.py", "tests/statistical/test_free_runs.py"
 IMPLICIT, ROWS = "tests/statistical/test_implicit.py", "tests/integration/test_critic_rows.py"
+NEEDS, NOTATION = "pyro_avrnn/cli/needs.py", "tests/unit/test_rows.py"
 DIVERGENCES, MATCHING = "inference/divergences.py", "inference/matching.py"
 FORESIGHT, MOVED = "inference/twists.py", "inference/differentiable.py"
 
@@ -204,5 +205,40 @@ FAULTS = [
         "state = model.advance(state, z, x)",
         "state = model.advance(states[0], z, x)",
         (f"{FREE}::test_a_free_run_has_the_states_of_what_it_drew",),
+    ),
+    Fault(
+        NEEDS,
+        "a guide with smoothing is taken for one without a residual",
+        '"prior_gradient" in TAKES["guide"].get(guide, ())',
+        'guide == "residual"',
+        (NOTATION,),
+    ),
+    Fault(
+        NEEDS,
+        "a distance is taken for a critic",
+        "return row.view is not None and row.divergence not in DISTANCES",
+        "return row.view is not None",
+        (NOTATION,),
+    ),
+    Fault(
+        NEEDS,
+        "a twist does not learn",
+        'or row.schedule == "avb" or row.twist or in_loop',
+        'or row.schedule == "avb" or in_loop',
+        (NOTATION,),
+    ),
+    Fault(
+        NEEDS,
+        "the alternating row weighs its critic",
+        'lambda row: row.schedule == "joint",',
+        'lambda row: row.schedule in ("joint", "alternating"),',
+        (NOTATION,),
+    ),
+    Fault(
+        "pyro_avrnn/cli/tune.py",
+        "the search keeps options that another one makes void",
+        "if not lacking(varied, name)}",
+        "if varied}",
+        ("tests/integration/test_tune.py",),
     ),
 ]
