@@ -74,8 +74,9 @@ class Objective:
         recompute: for long sequences, the number of steps between states that are kept. The
             backward pass computes the steps between them a second time, so that memory grows
             with T / recompute + recompute instead of T; None keeps everything.
-        compile: run the recurrence in compiled chunks of steps. It pays where steps are small,
-            needs a C++ compiler, takes half a minute once, and is kept on disk.
+        compile: run the recurrence in C, written for this model. It pays most where steps are
+            small and needs a C compiler, which takes half a second once; the result is kept in
+            the user's cache folder. Filters, whose particles change places, run without.
 
     Attributes:
         terms: what the last call was made of, nats a frame.
@@ -138,8 +139,8 @@ class Objective:
         """
         if not args and torch.is_grad_enabled() and not am_i_wrapped():  # so SVI does not call
             return ELBOModule(model, guide, self)
-        given = {} if start is None else {"start": start}
-        densities = self.draw(model, guide, *args, **given)
+        options = {"start": start, "distributions": False if self.terms_alone else None}
+        densities = self.draw(model, guide, *args, **given(**options))
         loss = self.loss(densities)
         self.after = self.carry(model, densities) if carry else None
         if loss.requires_grad:
@@ -148,6 +149,11 @@ class Objective:
         return loss
 
     differentiable_loss = __call__  # the name that Pyro's module form calls
+
+    @property
+    def terms_alone(self) -> bool:
+        """Whether log-densities are all it looks at, so that C may leave out distributions."""
+        return False
 
     def draw(self, model: Program, guide: Program, *args: Any, **given: Any) -> StepDensities:
         """Densities of every step, ``(T, K, B)``, latents drawn from the guide."""
@@ -236,6 +242,12 @@ class ELBO(Objective):
         super().__post_init__()
         at_least(0.0, " nats a frame", free_bits=self.free_bits)
 
+    @property
+    def terms_alone(self) -> bool:
+        """See the base."""
+        own = type(self).objective is ELBO.objective
+        return self.compile and own and not (self.analytic_kl or self.penalties)
+
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """Reconstruction minus the weighted KL, shape (B,)."""
         if not self.analytic_kl and not self.free_bits:
@@ -275,6 +287,11 @@ class IWAE(Objective):
     num_particles: int = 4
     bound: ClassVar[str] = "iwae"
     doubly_reparameterised: bool = False
+
+    @property
+    def terms_alone(self) -> bool:
+        """See the base."""
+        return self.compile and type(self).objective is IWAE.objective and not self.penalties
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """The bound, shape (B,)."""
@@ -378,6 +395,11 @@ class FIVO(Objective):
                 path = evidence_path(other, select.events(other))
             self._expected = path[-1] - path
         return densities
+
+    @property
+    def terms_alone(self) -> bool:
+        """Whether log-densities are all it looks at, so that C may leave out distributions."""
+        return self.compile and type(self).objective is FIVO.objective and not self.penalties
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """log Z_hat, shape (B,)."""

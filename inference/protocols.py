@@ -20,8 +20,9 @@ class HasRollout(Protocol):
     For FIVO it takes ``select=``, called after every step as ``select(t, log_prior,
     log_emission, log_proposal)`` with t from 0 and constants ``(K, B)``; the result is the
     indices ``(K, B)`` of the particles that go on, or None for all. Truncated back-propagation
-    gives ``start=``, the state before step 1; objectives may give ``recompute=``, ``compile=``. A
-    critic's hook gives ``scored=False`` where it is taken: log-densities and emission may be None.
+    gives ``start=``, the state before step 1; objectives may give ``recompute=``, ``compile=``
+    and, with the latter, ``distributions=False``: these may be None. A critic's hook gives
+    ``scored=False`` where it is taken: log-densities and emission may be None.
     """
 
     def rollout(self, guide: Any, x: Tensor, *args: Any, **kwargs: Any) -> StepDensities:

@@ -154,7 +154,8 @@ class Classes(dist.Categorical):
         """Nats, ``(*batch)``, of floating or integer values."""
         if self._validate_args:
             self._validate_sample(value)
-        return super().log_prob(value.long())
+        # torch's, as Pyro's looks at the identity of this object, and no graph can
+        return torch.distributions.Categorical.log_prob(self, value.long())
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Classes in the dtype of the logits."""

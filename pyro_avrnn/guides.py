@@ -161,6 +161,20 @@ class ResidualGuide(FilteringGuide):
         return diagonal_normal(prior_mean + correction, scale)
 
 
+class _Given:
+    """A flow's network with its context given, as ``flow.condition`` makes it of a ``partial``.
+
+    Attributes of a ``partial`` cannot be set where a step is traced.
+    """
+
+    def __init__(self, network: Any, context: Tensor) -> None:
+        self.network, self.context = network, context
+        self.permutation = network.permutation
+
+    def __call__(self, z: Tensor) -> Any:
+        return self.network(z, context=self.context)
+
+
 class FlowGuide(FilteringGuide):
     """Normalising flow q(z_t | c_t, h_t): a normal, then inverse autoregressive flows.
 
@@ -198,7 +212,10 @@ class FlowGuide(FilteringGuide):
         """q(z_t | h_t, c_t), event shape ``(Z,)``."""
         context = broadcast_cat(c_t, self.hidden(state))
         flows: Any = self.flows
-        steps = [flow.condition(context) for flow in flows]
+        steps = [
+            transforms.AffineAutoregressive(_Given(flow.nn, context), **flow.kwargs)
+            for flow in flows
+        ]
         return dist.TransformedDistribution(self.network(context), steps, validate_args=False)
 
 

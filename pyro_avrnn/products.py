@@ -5,9 +5,6 @@ against oneDNN's 0.43 TFLOP/s on two cores of an EPYC. Which of them is asked de
 and sizes alone, never on a measurement, so that a run can be repeated bit for bit.
 """
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +18,6 @@ from torch.overrides import TorchFunctionMode
 LEAST = 2**21
 #: and the width below which oneDNN is the slower one
 NARROWEST = 128
-#: multiplications of a product that a second thread is of use for
-SHARED = 2**19
 
 
 @cache
@@ -64,26 +59,6 @@ def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return onednn()(dense(x), dense(weight), bias, "none", [], "")
     made = torch.mm(x, weight.t())
     return made if bias is None else made + bias
-
-
-@contextmanager
-def undisturbed(small: bool) -> Iterator[None]:
-    """For a loop of many small operations; all is as before when it ends.
-
-    Python's collector does not run in here: rows by the thousand would wake it again and again.
-    Small products are not shared among threads, which takes longer than they do.
-    """
-    threads, collects = torch.get_num_threads(), gc.isenabled()
-    gc.disable()
-    if small and threads > 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if small and threads > 1:
-            torch.set_num_threads(threads)
-        if collects:
-            gc.enable()
 
 
 class _Linear(torch.autograd.Function):

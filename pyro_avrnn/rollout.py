@@ -6,7 +6,7 @@ steps together. Values and gradients equal those of the ``pyro.markov`` loops of
 mode).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from inspect import signature
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import pyro.distributions as dist
 import torch
 from torch import Size, Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from inference.densities import StepDensities, select_particles
@@ -59,6 +60,7 @@ class Request(NamedTuple):
     recompute: int | None
     compile: bool
     scored: bool
+    distributions: bool
     twist: Any = None
 
 
@@ -83,7 +85,8 @@ def rollout(
         assert shared.f is not None  # drawn, if not given
         state = model.condition(state, shared.f)
     sight = None if asked.twist is None else asked.twist(x, mask)
-    options = asked.compile, _chooser(asked.select, mask, shared), asked.scored, sight
+    scored = None if asked.scored and not asked.distributions else asked.scored
+    options = asked.compile, _chooser(asked.select, mask, shared), scored, sight
     run = _Run(model, guide, learnable(guide), *options)
     with _faster(x, particles):
         c = _encoded(model, guide, x, mask, asked.start).transpose(0, 1)  # (T, B, C)
@@ -215,7 +218,7 @@ class _Run(NamedTuple):
     learns: bool
     compile: bool
     choose: _Chooser | None
-    scored: bool
+    scored: bool | None  # None: log-densities alone will do
     sight: Any  # a twist that has read x, or None
 
     def piece(
@@ -236,23 +239,26 @@ class _Run(NamedTuple):
         candidates: list[Tensor] = []
         estimated = shifted is not None and is_estimate(model.transition(state))
         if z is None and not estimated and self.sight is None:
-            options: dict[str, Any] = {"select": shifted, "compile": self.compile}
-            path = engine.run(model, guide, state, c, x, self.learns, **options)
+            path = self._scan(state, c, x, shifted)
+        scores: Sequence[Any] = ()
         if path is None:
             states, z, own, candidates = self._loop(state, c, x, z, shifted, go_on, steps.start)
         else:
-            states, (z, *own) = path.states, path.results
+            states, (z, own, scores) = path.states, path.outputs
         after = type(state)(*(tensor[-1] for tensor in states)) if go_on else None
         stacked = type(state)(*(tensor[: len(x)] for tensor in states))
-        # a normal proposal's mean and scale are known, and a flow's log q(z)
-        normal, told = len(own) == 2, len(own) == 1
+        if scores:
+            log_prior, log_emission, log_proposal = scores
+            terms = log_prior, log_emission, log_proposal
+            return _Piece(stacked, after, z, *terms, prior=None, emission=None, proposal=None)
         with _faster(x, z.shape[1]):
             prior: Any = model.transition(stacked)
             if candidates:  # the weights that chose particles are those that are summed
                 prior = prior.among(torch.stack(candidates, dim=1))
-            proposal = diagonal_normal(*own) if normal else guide.proposal(stacked, c.unsqueeze(1))
+            known = "loc" in own
+            proposal = diagonal_normal(**own) if known else guide.proposal(stacked, c.unsqueeze(1))
             made: Any = _Piece(stacked, after, z, None, None, None, prior, None, proposal)
-            if not self.scored:
+            if self.scored is False:
                 return made
             emission = model.emission(z, stacked)
             twists = self._twists(stacked, z, x, steps.start)
@@ -260,9 +266,25 @@ class _Run(NamedTuple):
             log_twist=twists,
             log_prior=prior.log_prob(z),
             log_emission=emission.log_prob(x.unsqueeze(1)),
-            log_proposal=own[0] if told else proposal.log_prob(z),
+            log_proposal=own["log_prob"] if "log_prob" in own else proposal.log_prob(z),
             emission=emission,
         )
+
+    def _scan(self, state: Any, c: Tensor, x: Tensor, choose: _Chooser | None) -> Any:
+        """All steps at once, or None where they must be taken one by one."""
+        single = choose is None and state[0].shape[0] == 1  # a dimension less, for one particle
+        now = type(state)(*(tensor[0] for tensor in state)) if single else state
+        of, given = (self.guide, self.model, self.learns), (now, (c, x))
+        path = None
+        if self.scored is None and self.compile:
+            step = _scored_step if choose is None else _shown_scored_step
+            path = engine.scan(step, of, *given, choose=choose, compile=True)
+        if path is None:
+            step = _step if choose is None else _shown_step
+            path = engine.scan(step, of, *given, choose=choose, compile=self.compile)
+        if path is None or not single:
+            return path
+        return engine.Path(*pytree.tree_map(lambda tensor: tensor.unsqueeze(1), (*path,)))
 
     def _shifted(self, start: int) -> _Chooser | None:
         """The choice of particles, for steps counted from this one."""
@@ -311,7 +333,7 @@ class _Run(NamedTuple):
         choose: _Chooser | None,
         go_on: bool,
         start: int,
-    ) -> tuple[Any, Tensor, list[Tensor], list[Tensor]]:
+    ) -> tuple[Any, Tensor, dict[str, Tensor], list[Tensor]]:
         """States and latents step by step, what is known of the proposals, and candidates.
 
         Candidates are those of priors whose density is an estimate, where particles are chosen.
@@ -324,7 +346,7 @@ class _Run(NamedTuple):
                 q_t = self.guide.proposal(state, c[t])
             z_t = draw(q_t, self.learns) if z is None else z[t]
             if z is None:
-                known.append(engine.of_proposal(q_t, z_t))
+                known.append(_told(q_t, z_t))
             draws.append(z_t)
             if choose is not None:
                 with torch.no_grad():
@@ -335,7 +357,7 @@ class _Run(NamedTuple):
                 break
             before, state = state, model.advance(state, z_t, x[t])
             if choose is not None:  # the densities with gradients are computed once, for all steps
-                terms = engine.terms(model, before, q_t, z_t, x[t], prior)
+                terms = _terms(model, before, q_t, z_t, x[t], prior)
                 if self.sight is not None:
                     terms[1] = terms[1] + self._twisted(before, state, t + start)
                 parents = choose(t, *terms)
@@ -344,8 +366,8 @@ class _Run(NamedTuple):
             states.append(state)
         stacked = type(state)(*map(torch.stack, zip(*states, strict=True)))
         drawn = torch.stack(draws) if z is None else z
-        columns = [torch.stack(rows) for rows in zip(*known, strict=True)]
-        return stacked, drawn, columns, candidates
+        own = {n: torch.stack([row[n] for row in known]) for n in (known[0] if known else ())}
+        return stacked, drawn, own, candidates
 
     def _twists(self, states: Any, z: Tensor, x: Tensor, start: int) -> Tensor | float:
         """log r_t - log r_{t-1} of steps from ``start``, ``(T, K, B)``; 0 without a twist."""
@@ -363,6 +385,76 @@ class _Run(NamedTuple):
         sight, hidden = self.sight, self.model.hidden
         told: Tensor = sight.before(hidden(after), t + 1) - sight.before(hidden(before), t)
         return told
+
+
+def _step(
+    guide: Any, model: Any, learns: bool, state: Any, inputs: tuple[Tensor, Tensor]
+) -> tuple[Any, Any]:
+    """One step along the guide, as the engine takes it."""
+    c_t, x_t = inputs
+    proposal = guide.proposal(state, c_t)
+    z_t = draw(proposal, learns)
+    return model.advance(state, z_t, x_t), (z_t, _told(proposal, z_t), ())
+
+
+def _scored_step(
+    guide: Any, model: Any, learns: bool, state: Any, inputs: tuple[Tensor, Tensor]
+) -> tuple[Any, Any]:
+    """The same with its densities."""
+    c_t, x_t = inputs
+    proposal = guide.proposal(state, c_t)
+    z_t = draw(proposal, learns)
+    scores = _scores(model.transition(state), model, state, proposal, z_t, x_t)
+    return model.advance(state, z_t, x_t), (z_t, {}, scores)
+
+
+def _shown_step(
+    guide: Any, model: Any, learns: bool, state: Any, inputs: tuple[Tensor, Tensor]
+) -> tuple[Any, Any, list[Tensor]]:
+    """The same with its densities as constants, by which particles are chosen."""
+    c_t, x_t = inputs
+    proposal = guide.proposal(state, c_t)
+    z_t = draw(proposal, learns)
+    terms = _terms(model, state, proposal, z_t, x_t)
+    return model.advance(state, z_t, x_t), (z_t, _told(proposal, z_t), ()), terms
+
+
+def _shown_scored_step(
+    guide: Any, model: Any, learns: bool, state: Any, inputs: tuple[Tensor, Tensor]
+) -> tuple[Any, Any, list[Tensor]]:
+    """The same with its densities, by which particles are chosen, too."""
+    after, outputs = _scored_step(guide, model, learns, state, inputs)
+    shown = torch.broadcast_tensors(*(score.detach() for score in outputs[2]))
+    return after, outputs, list(shown)
+
+
+def _told(proposal: Any, z_t: Tensor) -> dict[str, Tensor]:
+    """What spares computing a proposal again: mean and scale if it is a diagonal normal.
+
+    Of a flow log q(z_t), as it remembers how it came to its own draw; nothing of others.
+    """
+    if isinstance(proposal, dist.TransformedDistribution):
+        return {"log_prob": proposal.log_prob(z_t)}
+    if type(proposal) is dist.Independent and type(proposal.base_dist) is dist.Normal:
+        if proposal.reinterpreted_batch_ndims == 1:
+            return {"loc": proposal.base_dist.loc, "scale": proposal.base_dist.scale}
+    return {}
+
+
+@torch.no_grad()
+def _terms(
+    model: Any, state: Any, proposal: Any, z_t: Tensor, x_t: Tensor, prior: Any = None
+) -> list[Tensor]:
+    """log p(z_t), log p(x_t) and log q(z_t), constants ``(K, B)``; the prior may be given."""
+    prior = model.transition(state) if prior is None else prior
+    return list(torch.broadcast_tensors(*_scores(prior, model, state, proposal, z_t, x_t)))
+
+
+def _scores(
+    prior: Any, model: Any, state: Any, proposal: Any, z_t: Tensor, x_t: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    emission = model.emission(z_t, state)
+    return prior.log_prob(z_t), emission.log_prob(x_t), proposal.log_prob(z_t)
 
 
 def is_estimate(prior: Any) -> bool:

@@ -10,6 +10,7 @@ site ``f`` comes before the loop; its densities are counted with step 1.
 
 from contextlib import nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import pyro
 import pyro.distributions as dist
@@ -197,6 +198,7 @@ class SequenceModel(nn.Module):
         recompute: int | None = None,
         compile: bool = False,
         scored: bool = True,
+        distributions: bool = True,
         twist: Any = None,
     ) -> StepDensities:
         """The joint density of model and guide, with time as a batch dimension.
@@ -215,8 +217,10 @@ class SequenceModel(nn.Module):
                 latent that all steps share is in it, and was counted before.
             recompute: steps between the states that are kept for the backward pass, which
                 computes everything between them a second time; None keeps it all.
-            compile: run compiled chunks of the recurrence; it pays where steps are small.
+            compile: run the recurrence in C; it pays most where steps are small.
             scored: False leaves out all log-densities, and the emission: they are None then.
+            distributions: False lets ``compile`` leave out the distributions of all steps, which
+                are None then, and compute their log-densities in C as well.
             twist: by which particles are chosen, too, as ``partial(Foresight.of, twist)`` of
                 :mod:`inference.twists`.
 
@@ -231,7 +235,8 @@ class SequenceModel(nn.Module):
         x, mask = check_batch(self, x, mask)
         _register("model", self)
         _register("guide", guide)
-        asked = Request(num_particles, z, f, select, start, recompute, compile, scored, twist)
+        how = recompute, compile, scored, distributions
+        asked = Request(num_particles, z, f, select, start, *how, twist)
         return rollout(self, guide, x, mask, asked)
 
     def check(self, x: Tensor | None, mask: Tensor | None) -> tuple[Any, Tensor]:
@@ -352,31 +357,38 @@ def _masked(mask: Tensor | None, t: int) -> Any:
 
 
 _OWNED = WeakIdKeyDictionary()  # parameters of modules of this process, seen here
+_SEEN: WeakSet[nn.Module] = WeakSet()
 
 
-def require_taken(name: str, module: Any) -> dict[str, Tensor]:
+def require_taken(name: str, module: Any) -> None:
     """Refuse a parameter store with values for a module that no module has taken: a loaded one.
 
     Without ``update_module_params`` the module would go on with the values it was made with.
-
-    Returns:
-        Tensors of other modules that stand under this one's names.
     """
-    stored, others = dict(pyro.get_param_store().named_parameters()), dict[str, Tensor]()
-    for path, parameter in module.named_parameters() if isinstance(module, nn.Module) else ():
-        _OWNED[parameter] = True
-        site = f"{name}$$${path}"
-        other = stored.get(site, parameter)
-        if other not in _OWNED:
+    if not isinstance(module, nn.Module):
+        return
+    if module not in _SEEN:
+        _own(module)
+    stored = dict(pyro.get_param_store().named_parameters())
+    prefix = f"{name}$$$"
+    if all(p in _OWNED for site, p in stored.items() if site.startswith(prefix)):
+        return
+    _own(module)  # its parameters may be others than those seen
+    for path, parameter in module.named_parameters():
+        site = f"{prefix}{path}"
+        if stored.get(site, parameter) not in _OWNED:
             raise ValueError(
                 f"the parameter store holds values for {site!r} that are not this {name}'s: "
                 "loaded ones, or those of a module registered by hand; call "
                 f"pyro.module({name!r}, {name}, update_module_params=True) to take them, or "
                 "pyro.clear_param_store() to drop them"
             )
-        if other is not parameter:
-            others[site] = other
-    return others
+
+
+def _own(module: nn.Module) -> None:
+    _SEEN.add(module)
+    for parameter in module.parameters():
+        _OWNED[parameter] = True
 
 
 def _register(name: str, module: Any) -> None:
@@ -384,15 +396,18 @@ def _register(name: str, module: Any) -> None:
 
     Outside all handlers no parameter is registered, so a bare call works next to a trained module.
     """
-    others = require_taken(name, module)
+    require_taken(name, module)
     if not am_i_wrapped() or not isinstance(module, nn.Module):
         return
-    for site in others:
-        raise ValueError(
-            f"the parameter store holds another {name}'s tensor under {site!r}, so this {name} "
-            "would not be trained; call pyro.clear_param_store() first, or work inside "
-            "pyro.get_param_store().scope()"
-        )
+    stored = dict(pyro.get_param_store().named_parameters())
+    for path, parameter in module.named_parameters():
+        site = f"{name}$$${path}"
+        if stored.get(site, parameter) is not parameter:
+            raise ValueError(
+                f"the parameter store holds another {name}'s tensor under {site!r}, so this "
+                f"{name} would not be trained; call pyro.clear_param_store() first, or work "
+                "inside pyro.get_param_store().scope()"
+            )
     for path, parameter in module.named_parameters():
         if parameter.requires_grad:  # pyro.module warns of each that is frozen, such as a critic's
             pyro.param(f"{name}$$${path}", parameter)

@@ -1,3 +1,4 @@
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
+# which tells pytest of every step of every trace
+logging.getLogger("torch.__trace").propagate = False
 # the matrices here are small, and two threads on busy cores wait for each other many times over
 torch.set_num_threads(1)
 GLOBALS = {

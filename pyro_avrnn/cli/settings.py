@@ -68,6 +68,6 @@ class Settings:
     )
     compile: bool = option(
         False,
-        "compile the recurrence: faster where single steps are small; needs a C++ compiler, and "
-        "half a minute once",
+        "run training steps in C, a quarter to a half faster; needs a C compiler, and half a "
+        "second once",
     )

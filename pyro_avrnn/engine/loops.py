@@ -6,302 +6,19 @@ weight, a sum over steps of products, is formed after the loop by one product: t
 output gradients of all steps lie side by side by then.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from pyro_avrnn.engine.capture import (
-    VIEWS,
-    Part,
-    Uncapturable,
-    aten,
-    changes,
-    nodes_for,
-    traced,
-    value,
-)
-from pyro_avrnn.engine.views import over_time
-from pyro_avrnn.products import SHARED, dense, onednn, pays, times
-
-#: operations that write into a tensor given to them: how they are called
-_INTO: dict[Any, tuple[Any, str]] = {
-    aten.add.Tensor: (torch.add, "out"),
-    aten.sub.Tensor: (torch.sub, "out"),
-    aten.mul.Tensor: (torch.mul, "out"),
-    aten.div.Tensor: (torch.div, "out"),
-    aten.addcmul.default: (torch.addcmul, "out"),
-    aten.neg.default: (torch.neg, "out"),
-    aten.exp.default: (torch.exp, "out"),
-    aten.log.default: (torch.log, "out"),
-    aten.sqrt.default: (torch.sqrt, "out"),
-    aten.reciprocal.default: (torch.reciprocal, "out"),
-    aten.pow.Tensor_Scalar: (torch.pow, "out"),
-    aten.sigmoid.default: (torch.sigmoid, "out"),
-    aten.tanh.default: (torch.tanh, "out"),
-    aten.softplus.default: (torch._C._nn.softplus, "out"),
-    aten.elu.default: (torch._C._nn.elu, "out"),
-    aten.silu.default: (torch._C._nn.silu, "out"),
-    aten.relu.default: (torch.relu, ""),
-    aten.mm.default: (torch.mm, "out"),
-    aten.addmm.default: (torch.addmm, "out"),
-    aten.bmm.default: (torch.bmm, "out"),
-    aten.cat.default: (torch.cat, "out"),
-    aten.sum.dim_IntList: (torch.sum, "out"),
-} | {
-    getattr(aten, f"{name}_backward").default: (
-        getattr(aten, f"{name}_backward").grad_input,
-        "grad_input",
-    )
-    for name in ("threshold", "sigmoid", "tanh", "softplus", "elu", "silu")
-}
-
-
-def _relu(x: Tensor, *, out: Tensor) -> Tensor:
-    return torch.clamp_min(x, 0, out=out)
-
-
-_INTO[aten.relu.default] = (_relu, "out")
-
-
-class _Place(NamedTuple):
-    """Where the value of a node is while a loop runs.
-
-    ``constant``: the same at every step; ``buffer``: memory that every step uses again; ``row``:
-    one of T; ``local``: made anew.
-    """
-
-    kind: str
-    name: str
-    sample: Tensor | None = None  # of a row: memory like it, of two steps
-
-
-class _Writer:
-    """Writes the source of a loop over nodes of a graph.
-
-    Args:
-        nodes: to be computed, in order.
-        stacked: nodes of which the values of all steps are wanted afterwards.
-    """
-
-    def __init__(self, nodes: Sequence[fx.Node], stacked: Iterable[fx.Node]) -> None:
-        self.names: dict[str, Any] = {"torch": torch, "over_time": over_time}
-        self.before: list[str] = []
-        self.body: list[str] = []
-        self.places: dict[fx.Node, _Place] = {}
-        self.rows: dict[
-            str, str
-        ] = {}  # name of stacked memory -> of its row, if the loop reads it
-        self.nodes, self.stacked = nodes, set(stacked)
-        self.bases = {base(node) for node in self.stacked}
-        self.memory: dict[fx.Node, _Place] = {}  # of nodes whose memory is a part of another's
-        self.joins: dict[fx.Node, set[fx.Node]] = {}
-
-    def ref(self, thing: Any) -> str:
-        """How the body of the loop speaks of a value."""
-        if isinstance(thing, list | tuple):
-            return f"[{', '.join(map(self.ref, thing))}]"
-        if isinstance(thing, fx.Node):
-            place = self.places[thing]
-            return self.row(place.name) if place.kind == "row" else place.name
-        plain = isinstance(thing, bool | int | str | None)
-        return repr(thing) if plain else self.constant(thing)
-
-    def row(self, name: str) -> str:
-        """This step's row of stacked memory."""
-        return self.rows.setdefault(name, f"r_{name}")
-
-    def constant(self, thing: Any) -> str:
-        """A name for an object."""
-        name = f"k{len(self.names)}"
-        self.names[name] = thing
-        return name
-
-    def call(self, node: fx.Node, function: Any, **more: str) -> str:
-        """The call of a node's operation."""
-        parts = [self.ref(argument) for argument in node.args]
-        parts += [f"{key}={self.ref(item)}" for key, item in node.kwargs.items()]
-        parts += [f"{key}={item}" for key, item in more.items()]
-        return f"{self.constant(function)}({', '.join(parts)})"
-
-    def blank(self, example: Tensor, lead: str = "") -> str:
-        """New memory for a value, or with ``lead`` for several."""
-        shape = "".join(f"{size}, " for size in example.shape)
-        dtype, device = self.constant(example.dtype), self.constant(example.device)
-        return f"torch.empty(({lead}{shape}), dtype={dtype}, device={device})"
-
-    def write(self) -> None:
-        """All nodes."""
-        self._join()
-        for node in self.nodes:
-            kinds = {self.places[n].kind for n in node.all_input_nodes}
-            if node.op == "get_attr":
-                owner: Any = node.graph.owning_module
-                self.places[node] = _Place("constant", self.constant(getattr(owner, node.target)))
-            elif kinds <= {"constant"} and node not in self.memory:
-                self.places[node] = _Place("constant", f"n_{node.name}")
-                self.before.append(f"n_{node.name} = {self.call(node, node.target)}")
-            elif node.target in VIEWS:
-                self._view(node)
-            elif node.target in _INTO and isinstance(node.meta["value"], Tensor):
-                self._compute(node)
-            else:
-                self._local(node)
-
-    def _view(self, node: fx.Node) -> None:
-        source = self.places[node.args[0]]
-        if source.kind == "row":
-            assert source.sample is not None
-            try:
-                sample = over_time(node, source.sample)
-            except RuntimeError:  # the rows do not lie so that they can be seen like this
-                return self._local(node)
-            line = f"over_time({self.constant(node)}, {source.name})"
-            self.places[node] = _Place("row", f"v_{node.name}", sample)
-        elif source.kind == "buffer":
-            line = self.call(node, node.target)
-            self.places[node] = _Place("buffer", f"v_{node.name}")
-        else:
-            return self._local(node)
-        self.before.append(f"v_{node.name} = {line}")
-        return None
-
-    def _local(self, node: fx.Node) -> None:
-        self.places[node] = _Place("local", f"n_{node.name}")
-        self.body.append(f"n_{node.name} = {self.call(node, node.target)}")
-        if node in self.stacked:
-            self.before.append(f"l_{node.name} = []")
-            self.body.append(f"l_{node.name}.append(n_{node.name})")
-
-    def _compute(self, node: fx.Node) -> None:
-        if node not in self.memory:
-            self.reserve(node)
-        self.places[node] = self.memory[node]
-        if node in self.joins:
-            self._fill(node)
-        elif self._by_onednn(node):
-            *bias, left, right = map(self.ref, node.args)
-            whole, weight = self.constant(dense), f"w_{node.name}"
-            if self.places[node.args[-1]].kind == "constant":
-                self.before.append(f"{weight} = {whole}({right}.t())")
-            else:
-                weight = f"{whole}({right}.t())"
-            made = f"{self.constant(onednn())}({whole}({left}), {weight}, None, 'none', [], '')"
-            into = self.ref(node)
-            line = f"torch.add({made}, {bias[0]}, out={into})" if bias else f"{into}.copy_({made})"
-            self.body.append(line)
-        else:
-            function, into = _INTO[node.target]
-            function = getattr(function, "_op", function)  # an overload's own call is slower
-            self.body.append(self.call(node, function, **{into: self.ref(node)}))
-
-    @staticmethod
-    def _by_onednn(node: fx.Node) -> bool:
-        if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
-            return False
-        left, right = (value(n) for n in node.args[-2:])
-        return pays(len(left), right)
-
-    def reserve(self, node: fx.Node, expression: str | None = None, rows: bool = False) -> None:
-        """Memory of a node, new if no expression says where."""
-        name, example = f"m_{node.name}", value(node)
-        if expression is None:
-            rows = node in self.bases
-            expression = self.blank(example, "T, " if rows else "")
-        sample = example.new_empty(2, *example.shape) if rows else None
-        self.before.append(f"{name} = {expression}")
-        self.memory[node] = _Place("row" if rows else "buffer", name, sample)
-
-    # what a concatenation joins is written to where it belongs in it, and never copied
-
-    def _join(self) -> None:
-        for node in self.nodes:
-            if node.target is not aten.cat.default:
-                continue
-            dim, pieces = _pieces(node)
-            fit = {
-                piece
-                for piece in pieces
-                if piece in self.nodes
-                and piece.target in _INTO
-                and piece.target is not aten.cat.default
-                and piece not in self.memory
-                and piece not in self.bases
-                and pieces.count(piece) == 1
-                and not any(user.target in VIEWS for user in piece.users)
-            }
-            if not fit or len(pieces) - len(fit) > 1:
-                continue
-            if node not in self.memory:
-                self.reserve(node)
-            self.joins[node] = fit
-            start, whole = 0, self.memory[node]
-            for piece in pieces:
-                width = value(piece).shape[dim]
-                if piece in fit:
-                    name, sample = f"m_{piece.name}", whole.sample
-                    along = dim if sample is None else dim + 1
-                    self.before.append(f"{name} = {whole.name}.narrow({along}, {start}, {width})")
-                    if sample is not None:
-                        sample = sample.narrow(along, start, width)
-                    self.memory[piece] = _Place(whole.kind, name, sample)
-                start += width
-
-    def _fill(self, node: fx.Node) -> None:
-        dim, pieces = _pieces(node)
-        start, whole = 0, self.places[node]
-        for piece in pieces:
-            width = value(piece).shape[dim]
-            if piece not in self.joins[node]:
-                name = f"p{start}_{node.name}"
-                along = dim if whole.sample is None else dim + 1
-                self.before.append(f"{name} = {whole.name}.narrow({along}, {start}, {width})")
-                target = name if whole.sample is None else self.row(name)
-                self.body.append(f"{target}.copy_({self.ref(piece)})")
-            start += width
-
-    def all_steps(self, node: fx.Node, backwards: bool = False) -> str:
-        """An expression for the values of all steps."""
-        place = self.places[node]
-        if place.kind == "row":
-            return place.name
-        if place.kind == "constant":
-            return f"{place.name}.expand(T, *{place.name}.shape)"
-        return f"torch.stack(l_{node.name}{'[::-1]' if backwards else ''})"
-
-    def function(
-        self, name: str, arguments: Sequence[str], end: Sequence[str], result: str, step: str = ""
-    ) -> Callable[..., Any]:
-        """The whole as a function; ``step`` is "[::-1]" for a loop that runs backwards."""
-        lists = [f"{name}.unbind(0){step}" for name in self.rows]
-        body = [*self.body, *end] or ["pass"]
-        lines = [f"def {name}(T, {', '.join(arguments)}):", *_indent(self.before, 4)]
-        targets = ", ".join(["step", *self.rows.values()])
-        lines += [f"    for {targets}, in zip({', '.join([f'range(T){step}', *lists])}):"]
-        lines += _indent(body, 8) + [f"    return {result}"]
-        source = "\n".join(lines)
-        space = dict(self.names)
-        exec(compile(source, f"<{name} loop>", "exec"), space)  # noqa: S102 - written above
-        made = space[name]
-        made.source = source
-        return made
-
-
-def base(node: fx.Node) -> fx.Node:
-    """What a chain of views is a view of."""
-    while node.target in VIEWS:
-        node = node.args[0]
-    return node
-
-
-def _pieces(node: fx.Node) -> tuple[int, list[fx.Node]]:
-    dim = node.args[1] if len(node.args) > 1 else 0
-    return dim % value(node).ndim, list(node.args[0])
-
-
-def _indent(lines: Iterable[str], by: int) -> list[str]:
-    return [" " * by + line for line in lines]
+from pyro_avrnn.engine.capture import aten, changes, drop_values, nodes_for, traced, value
+from pyro_avrnn.engine.front import Uncapturable
+from pyro_avrnn.engine.parts import Part
+from pyro_avrnn.engine.views import VIEWS, over_time
+from pyro_avrnn.engine.writer import INTO, Place, Writer, base
+from pyro_avrnn.products import times
 
 
 class Loop:
@@ -312,8 +29,8 @@ class Loop:
         states: which inputs are states, in the order of the outputs.
         fixed: inputs that are the same at every step; the others are stacked over time.
         learns: inputs that want a gradient, or None for a loop without.
-        watched: whether the last three outputs of every step are shown to a function that says
-            which particles go on from it.
+        shown: how many of the last outputs are shown, after every step, to a function that says
+            which particles go on from it; None if there is none.
     """
 
     def __init__(
@@ -322,11 +39,11 @@ class Loop:
         states: Sequence[fx.Node],
         fixed: Iterable[fx.Node],
         learns: Iterable[fx.Node] | None,
-        watched: bool = False,
+        shown: int | None = None,
     ) -> None:
-        self.watched = watched
-        self.inputs, constant = part.inputs, set(fixed)
-        examples = [value(node).detach() for node in part.inputs]
+        self.shown = shown
+        self.part, self.inputs, constant = part, part.inputs, set(fixed)
+        examples = [_example(node) for node in part.inputs]
         self.saved: list[fx.Node] = []
         if learns is None:
             self.graph = traced(part.module, examples)
@@ -340,15 +57,16 @@ class Loop:
         self.before = [self.local[n] for n in states]
         known = {*self.fixed, *self.before}
         self.rows = [self.local[n] for n in part.inputs if self.local[n] not in known]
-        products = [n for n in self.graph.graph.nodes if n.target in _PRODUCTS]
-        sizes = [len(value(n.args[-2])) * value(n.args[-1]).numel() for n in products]
-        self.small = max(sizes, default=0) < SHARED  # no step is worth a second thread
+        for name, nodes in (("same", self.fixed), ("given", self.rows), ("state", self.before)):
+            for i, node in enumerate(nodes):
+                node._rename(f"{name}_{i}")
         self.learns = learns is not None
         if self.learns:
             self._divide(list(self.graph.graph.nodes))
         self.forward = self._write_forward()
         if self.learns:
             self.backward = self._write_backward()
+        drop_values(self.graph.graph.nodes)
 
     def order(self, inputs: Sequence[Any]) -> list[Any]:
         """Inputs as forward takes them: constants, rows, states."""
@@ -362,13 +80,14 @@ class Loop:
         nodes = [n for n in self.graph.graph.nodes if n in needed]
         count = len(self.before)
         ahead, wanted, shown = self.outputs[:count], self.outputs[count:], []
-        if self.watched:
-            wanted, shown = wanted[:-3], wanted[-3:]
-        writer = _Writer(nodes, [*wanted, *self.saved])
+        if self.shown is not None:
+            split = len(wanted) - self.shown
+            wanted, shown = wanted[:split], wanted[split:]
+        writer = Writer(nodes, [*wanted, *self.saved])
         for node in self.fixed:
-            writer.places[node] = _Place("constant", node.name)
+            writer.places[node] = Place("constant", node.name)
         for node in self.rows:
-            writer.places[node] = _Place("row", node.name, _two(value(node)))
+            writer.places[node] = Place("row", node.name, _two(value(node)))
         copies = []
         for i, (node, after) in enumerate(zip(self.before, ahead, strict=True)):
             writer.before += [
@@ -376,21 +95,21 @@ class Loop:
                 f"S_{i}[0].copy_({node.name})",
                 f"before_{i}, after_{i} = S_{i}[:-1], S_{i}[1:]",
             ]
-            writer.places[node] = _Place("row", f"before_{i}", _two(value(node)))
+            writer.places[node] = Place("row", f"before_{i}", _two(value(node)))
             source = after
             while source.target in (aten.view.default, aten._unsafe_view.default):
                 source = source.args[0]
-            mine = source in needed and source.target in _INTO and source not in writer.memory
-            if mine and not self.watched:
+            mine = source in needed and source.target in INTO and source not in writer.memory
+            if mine and self.shown is None:
                 shape = ", ".join(map(str, value(source).shape))
                 writer.reserve(source, f"after_{i}.view(T, {shape})", rows=True)
             else:
                 copies.append((f"after_{i}", after))
         writer.write()
         end = [f"{writer.row(name)}.copy_({writer.ref(node)})" for name, node in copies]
-        if self.watched:
+        if self.shown is not None:
             take = writer.constant(gather)
-            end = [f"parents.append(select(step, {', '.join(map(writer.ref, shown))}))"]
+            end = [f"parents.append(choose(step, {', '.join(map(writer.ref, shown))}))"]
             end += [
                 f"{take}({writer.ref(node)}, parents[-1], {writer.row(name)})"
                 for name, node in copies
@@ -399,7 +118,7 @@ class Loop:
         rest = ", ".join(writer.all_steps(node) for node in wanted)
         kept = ", ".join(writer.all_steps(node) for node in self.saved)
         names = [node.name for node in [*self.fixed, *self.rows, *self.before]]
-        names = ["select", "parents", *names] if self.watched else names
+        names = names if self.shown is None else ["choose", "parents", *names]
         return writer.function("forward", names, end, f"[{states}], [{rest}], [{kept}]")
 
     # backward
@@ -416,7 +135,7 @@ class Loop:
 
         outs = outputs(examples)[1]
         self.live = [i for i, out in enumerate(outs) if out.requires_grad]
-        assert not self.watched or not any(outs[i].requires_grad for i in (-3, -2, -1))
+        assert not any(out.requires_grad for out in outs[len(outs) - (self.shown or 0) :])
         cotangents = [torch.randn_like(outs[i]) for i in self.live]
         present: list[bool] = []
 
@@ -436,6 +155,8 @@ class Loop:
             raise Uncapturable("the gradient changes a tensor in place")
         holders = [n for n in nodes if n.op == "placeholder"]
         self.cotangents = holders[len(flags) :]
+        for i, node in zip(self.live, self.cotangents, strict=True):
+            node._rename(f"gradient_{i}")
         results = list(self.graph.graph.output_node().args[0])
         self.outputs, found = results[: len(outs)], iter(results[len(outs) :])
         wanted = [n for n, flag in zip(holders, flags, strict=False) if flag]
@@ -450,6 +171,8 @@ class Loop:
             if node.op == "call_function" and any(n in late for n in node.all_input_nodes):
                 late.add(node)
         early, fixed = nodes_for(self.outputs, ()), set(self.fixed)
+        # of operations that give several tensors these are kept, one by one
+        early |= {u for n in early for u in n.users if u.target is operator.getitem}
         states = set(self.before)
         self.deferred: dict[fx.Node, Any] = {}
         self.sums: list[fx.Node] = []
@@ -492,7 +215,7 @@ class Loop:
         self.stacked = [n for n in dict.fromkeys(map(base, wanted)) if n not in given]
 
     def _write_backward(self) -> Callable[..., Any]:
-        writer = _Writer(self.late, self.stacked)
+        writer = Writer(self.late, self.stacked)
         names = []
         results = [i for i in self.live if i >= len(self.before)]
         for kind, nodes in (
@@ -503,7 +226,7 @@ class Loop:
             for node in nodes:
                 names.append(node.name)
                 sample = _two(value(node)) if kind == "row" else None
-                writer.places[node] = _Place(kind, node.name, sample)
+                writer.places[node] = Place(kind, node.name, sample)
         end = []
         for i in range(len(self.before)):
             names.append(f"G_{i}")
@@ -515,7 +238,7 @@ class Loop:
                 writer.places[cotangent] = writer.memory[cotangent]
                 target = writer.ref(cotangent)
                 writer.body.append(f"torch.add(c_{i}, {writer.row(f'after_{i}')}, out={target})")
-                if self.watched:
+                if self.shown is not None:
                     back = writer.constant(give_back)
                     writer.body.append(f"{back}({target}, parents[step])")
         writer.write()
@@ -531,7 +254,7 @@ class Loop:
         carry = ", ".join(f"c_{i}" for i in range(len(self.before)))
         sums = ", ".join(f"a_{node.name}" for node in self.sums)
         stacked = ", ".join(writer.all_steps(n, backwards=True) for n in self.stacked)
-        names = ["parents", *names] if self.watched else names
+        names = names if self.shown is None else ["parents", *names]
         result = f"[{carry}], [{sums}], [{stacked}]"
         return writer.function("backward", names, end, result, "[::-1]")
 
@@ -554,9 +277,10 @@ class Loop:
         Args:
             kept: constants, rows, states and saved values, of all steps.
             cotangents: of the results, then of the states ``(T + 1, ...)``.
-            found: of the states, of constants that are summed in the loop, and ``stacked``.
+            found: of the states, of constants that are summed in the loop, and ``stacked``; from
+                C those of ``deferred``, too.
         """
-        carry, sums, stacked = found
+        carry, sums, stacked, *totals = found
         known = dict(zip([*self.fixed, *self.rows, *self.before, *self.saved], kept, strict=True))
         late = [
             c for c, i in zip(self.cotangents, self.live, strict=True) if i >= len(self.before)
@@ -565,14 +289,25 @@ class Loop:
         known |= dict(zip(self.stacked, stacked, strict=True))
         made: dict[fx.Node, Tensor] = dict(zip(self.sums, sums, strict=True))
         made |= {n: seen(self.gradients[n], known) for n in self.of_rows}
-        made |= {n: total(formula, known) for n, formula in self.deferred.items()}
+        if totals:
+            made |= dict(zip(self.deferred, totals[0], strict=True))
+        else:
+            made |= {n: total(formula, known) for n, formula in self.deferred.items()}
         first = cotangents[len(late) :]
         made |= {n: c + g[0] for n, c, g in zip(self.before, carry, first, strict=True)}
         return [made.get(self.local[n]) for n in self.inputs]
 
 
-_PRODUCTS = {aten.mm.default, aten.addmm.default}
 _LINEAR = {aten.neg.default, aten.slice_backward.default, aten.select_backward.default}
+
+
+def _example(node: fx.Node) -> Tensor:
+    """The value of a node, or zeros like it where no memory was kept for it."""
+    made = value(node).detach()
+    if made.device == node.meta.get("device", made.device):
+        return made
+    shape, stride = made.shape, node.meta["stride"]
+    return made.new_empty_strided(shape, stride, device=node.meta["device"]).zero_()
 
 
 def _all_in(node: fx.Node, inputs: set[fx.Node]) -> bool:
@@ -592,6 +327,9 @@ def _sum_over_steps(node: fx.Node, late: set[fx.Node]) -> Any:
     if node.target is aten.add.Tensor and not node.kwargs:
         terms = [_sum_over_steps(n, late) if isinstance(n, fx.Node) else None for n in args]
         return None if None in terms else ("add", *terms)
+    if node.target is aten.cat.default:
+        terms = [_sum_over_steps(n, late) for n in args[0]]
+        return None if None in terms else ("cat", args[1:], *terms)
     linear = node.target in VIEWS or node.target in _LINEAR
     if linear and not any(isinstance(n, fx.Node) for n in args[1:]):
         inner = _sum_over_steps(args[0], late)
@@ -610,6 +348,24 @@ def leaves(formula: Any) -> list[fx.Node]:
     return [leaf for part in inner for leaf in leaves(part)]
 
 
+def sums_of(gradients: Iterable[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Products and sums of a step that gradients are made of, and what is made of them."""
+    first: dict[fx.Node, None] = {}
+    last: dict[fx.Node, None] = {}
+
+    def visit(node: fx.Node) -> None:
+        if node.target in (aten.mm.default, aten.sum.dim_IntList):
+            first[node] = None
+        elif node not in last:
+            for source in node.all_input_nodes:
+                visit(source)
+            last[node] = None
+
+    for gradient in gradients:
+        visit(gradient)
+    return list(first), list(last)
+
+
 def total(formula: Any, known: dict[fx.Node, Tensor]) -> Tensor:
     """The sum over all steps: of products, one product of all rows side by side."""
     kind, *parts = formula
@@ -620,6 +376,8 @@ def total(formula: Any, known: dict[fx.Node, Tensor]) -> Tensor:
         node, dims, keep = parts
         summed = seen(node, known).sum(dim=[0, *dims], keepdim=keep)
         return summed[0] if keep else summed
+    if kind == "cat":
+        return aten.cat.default([total(part, known) for part in parts[1:]], *parts[0])
     if kind == "add":
         return sum(total(part, known) for part in parts[1:]) + total(parts[0], known)
     node, inner = parts

@@ -4,6 +4,22 @@ from torch import Tensor, fx
 
 from pyro_avrnn.engine.capture import aten, value
 
+#: operations that give the data of their first argument another shape, without a copy
+VIEWS = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.expand.default,
+    aten.t.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.alias.default,
+}
+
 
 def over_time(node: fx.Node, source: Tensor, *, copies: bool = False) -> Tensor:
     """A view of one step, taken of all: ``source`` is ``(T, *shape)``.

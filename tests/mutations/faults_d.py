@@ -25,15 +25,15 @@ FAULTS = [
     Fault(
         "pyro_avrnn/sequence.py",
         "a loaded store is passed over",
-        "if other not in _OWNED:",
+        "if stored.get(site, parameter) not in _OWNED:",
         "if False:",
         (PYRO,),
     ),
     Fault(
         "pyro_avrnn/sequence.py",
         "a trained module's tensors pass for loaded ones",
-        "        _OWNED[parameter] = True\n",
-        "",
+        "_OWNED[parameter] = True",
+        "pass",
         (PYRO,),
     ),
     Fault(

@@ -4,10 +4,12 @@ Here every model and guide goes through it: whole, in compiled chunks, in segmen
 filter. How a step is captured, and when it is not, is in ``test_engine_capture.py``.
 """
 
+import ctypes
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -15,10 +17,12 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from inference import ELBO, FIVO, evaluate, to_arviz
+from inference import ELBO, FIVO, IWAE, evaluate, to_arviz
 from inference.densities import StepDensities
 from inference.objectives import Objective
-from pyro_avrnn.engine import batched, capture, compiled, loops, recurrence
+from pyro_avrnn import engine
+from pyro_avrnn.engine import batched, c_writer, loops, native, parts, recurrence, scanning
+from pyro_avrnn.engine.c_code import GRAM_LEAD, GRAM_ROWS, built
 from pyro_avrnn.recipes import Recipe
 from tests.unit.table import (
     ALL,
@@ -35,22 +39,26 @@ LENGTH = 5
 NEVER, ALWAYS = 10**9, 1  # the shortest sequence whose step is captured
 TERMS = ("log_prior", "log_emission", "log_proposal", "z", "h")
 COVER = {"-".join(call.values()): call for call in pairwise()}
-#: the other half of the cases is slow
-HALF = [pytest.param(c, marks=pytest.mark.slow if i % 2 else ()) for i, c in enumerate(COVER)]
+#: the other cases are slow
+SOME = [pytest.param(c, marks=pytest.mark.slow if i % 5 else ()) for i, c in enumerate(COVER)]
+IN_C = [pytest.param(c, marks=pytest.mark.slow if i % 6 else ()) for i, c in enumerate(COVER)]
 Found = dict[str, Tensor]
+in_c = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler"
+)
 
 
 @contextmanager
 def captured_from(steps: int) -> Iterator[None]:
     """Sequences of so many steps and longer take the fast path."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recurrence, "LEAST_STEPS", steps)
+        patch.setattr(scanning, "LEAST_STEPS", steps)
         yield
 
 
 def captures(recipe: Recipe) -> list[Any]:
     """What was captured of the recipe's guide; None stands for a step that could not be."""
-    return [found for found, *_ in recurrence._CACHE.get(recipe.guide, {}).values()]
+    return engine.captures(recipe.guide)
 
 
 def assert_captured(recipe: Recipe) -> None:
@@ -93,30 +101,73 @@ def filtered(**options: Any) -> FIVO:
     return FIVO(num_particles=3, criterion="always", resampler="multinomial", **options)
 
 
-@pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of two steps, the very ones that would be compiled, without a compiler."""
-    monkeypatch.setattr(compiled, "STEPS", 2)
-    monkeypatch.setattr(compiled, "compiled", lambda function, examples: function)
-
-
 # ---- every model and guide ----
 
 
-@pytest.mark.parametrize("case", ALL)
-def test_the_fast_path_is_the_loop(case: str, uncompiled: None) -> None:
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow if i % 5 else ()) for i, c in enumerate(ALL)]
+)
+def test_the_fast_path_is_the_loop(case: str) -> None:
     recipe = ALL[case]()
     x = observations(recipe, 2, LENGTH)
     looped = rolled(recipe, x, NEVER)
     assert not captures(recipe)
     assert_all_close(rolled(recipe, x, ALWAYS), looped)
-    assert_all_close(rolled(recipe, x, ALWAYS, compile=True), looped)
     assert_captured(recipe)
+
+
+@in_c
+@pytest.mark.parametrize("case", [*IN_C, "dsae-mixture-full"])
+def test_the_loop_in_c_is_the_loop(case: str) -> None:
+    recipe = build(**COVER[case]) if case in COVER else ALL[case]()
+    x = observations(recipe, 2, LENGTH)
+    looped = rolled(recipe, x, NEVER)
+    assert_all_close(rolled(recipe, x, ALWAYS, compile=True), looped)
     (found,) = captures(recipe)
-    assert found.loop is None or isinstance(found.driver, compiled.Chunks)
+    assert isinstance(found.native, native.Native)
 
 
-@pytest.mark.parametrize("case", HALF)
+@in_c
+@pytest.mark.parametrize("case", [*IN_C, "dsae-mixture-full", "dsae-normal"])
+def test_bounds_in_c_are_those_of_the_loop(case: str) -> None:
+    recipe = build(**COVER[case]) if case in COVER else ALL[case]()
+    x, loss = observations(recipe, 2, LENGTH), IWAE if "flow" in case else ELBO
+    looped = bounded(recipe, x, NEVER, loss(num_particles=3))
+    assert_all_close(bounded(recipe, x, ALWAYS, loss(num_particles=3, compile=True)), looped)
+    found = captures(recipe)[-1]
+    assert found.loop is None or isinstance(found.native, native.Native)
+
+
+@in_c
+@pytest.mark.parametrize("case", IN_C)
+@pytest.mark.filterwarnings("ignore:compile=True has no effect here")
+def test_filters_in_c_are_those_of_the_loop(case: str) -> None:
+    recipe = build(**COVER[case])
+    x = observations(recipe, 2, LENGTH)
+    looped = bounded(recipe, x, NEVER, filtered())
+    assert_all_close(bounded(recipe, x, ALWAYS, filtered(compile=True)), looped)
+    found = captures(recipe)[-1]
+    unknown = any(name in case for name in ("categorical", "dmm-flow", "mixture-full"))
+    assert (found.native is None) == unknown
+    assert unknown or found.native.loop is not found.loop
+
+
+@in_c
+def test_what_looks_at_distributions_gets_them() -> None:
+    recipe = build("vrnn")
+    x = observations(recipe, 2, LENGTH)
+    looped = bounded(recipe, x, NEVER, ELBO(analytic_kl=True))
+    assert_all_close(bounded(recipe, x, ALWAYS, ELBO(analytic_kl=True, compile=True)), looped)
+
+    class Own(ELBO):
+        def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
+            assert densities.prior is not None
+            return super().objective(densities, kl_weight)
+
+    bounded(recipe, x, ALWAYS, Own(compile=True))
+
+
+@pytest.mark.parametrize("case", SOME)
 def test_filters_and_segments_of_the_fast_path_are_those_of_the_loop(case: str) -> None:
     recipe = build(**COVER[case])
     x = observations(recipe, 2, LENGTH)
@@ -139,7 +190,7 @@ def test_a_filter_of_emissions_that_work_in_blocks_or_without_latents(case: str)
 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("length", [1, 2, 4, 7])
-def test_any_number_of_steps_and_padding(length: int, compile: bool, uncompiled: None) -> None:
+def test_any_number_of_steps_and_padding(length: int, compile: bool) -> None:
     recipe = build("vrnn", guide="smoothing", cell="lstm")
     mask = prefix_mask((length, 1, (length + 1) // 2))
     x = observations(recipe, 3, length).where(mask[..., None], torch.nan)
@@ -198,17 +249,15 @@ def late(node: fx.Node, source: Tensor, *, copies: bool = False, view: Any = Non
     return torch.cat([made[1:], made[:1]])
 
 
-def swapped(graph: fx.GraphModule, node: fx.Node, bias: Any, right: fx.Node, *rest: Any) -> None:
+def swapped(self: Any, matrix: fx.Node, chosen: list[int]) -> fx.Node:
     """Products are split with the rows of the matrix in reverse order."""
-    with graph.graph.inserting_before(node):
-        turned = graph.graph.call_function(torch.ops.aten.flip.default, (right, [0]))
-    turned.meta["value"] = right.meta["value"].flip(0)
-    kind = rest[-1]
-    kind[turned] = kind[right]
-    split(graph, node, bias, turned, *rest)
+    found: fx.Node = rows_of(self, matrix, chosen)
+    turned: fx.Node = self._call(torch.ops.aten.flip.default, found, [0])
+    return turned
 
 
-split, drawn, back = capture._split, recurrence.Recurrence._drawn, compiled.Chunks._backward
+rows_of, drawn = parts._Split._rows, recurrence.Recurrence._noise
+source = native.prelude
 
 
 def backwards(self: Any, length: int) -> dict[fx.Node, Tensor]:
@@ -216,20 +265,18 @@ def backwards(self: Any, length: int) -> dict[fx.Node, Tensor]:
     return {node: rows.flip(0) for node, rows in drawn(self, length).items()}
 
 
-def short(self: compiled.Chunks, size: int, *inputs: Tensor) -> list[Tensor]:
-    """Sums over the steps of a chunk that leave out what came from later chunks."""
-    count = len(self.loop.before)
-    carry = [torch.zeros_like(c) for c in inputs[len(inputs) - count :]]
-    return back(self, size, *inputs[: len(inputs) - count], *carry)
+def forgetting(double: bool) -> str:
+    """C code of which every product forgets its bias."""
+    return source(double).replace("if (add)", "if (0)")
 
 
 #: where, what, by what, and the options of a rollout in which it is seen
 FAULTS: dict[str, tuple[Any, str, Any, dict[str, Any]]] = {
     "sums that forget a step": (loops, "total", forgetful, {}),
     "views one step late": (batched, "over_time", None, {}),
-    "products split in another order": (capture, "_split", swapped, {}),
-    "noise in another order": (recurrence.Recurrence, "_drawn", backwards, {}),
-    "chunks that do not go on": (compiled.Chunks, "_backward", short, {"compile": True}),
+    "products split in another order": (parts._Split, "_rows", swapped, {}),
+    "noise in another order": (recurrence.Recurrence, "_noise", backwards, {}),
+    "products in C without a bias": (native, "prelude", forgetting, {"compile": True}),
 }
 
 
@@ -244,20 +291,20 @@ def plant(patch: pytest.MonkeyPatch, fault: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_comparison_rejects_a_fault_in_the_fast_path(
-    fault: str, uncompiled: None, monkeypatch: pytest.MonkeyPatch
+    fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = build("vrnn", guide="residual")
     x = observations(recipe, 2, LENGTH)
     looped = rolled(recipe, x, NEVER)
     options = plant(monkeypatch, fault)
-    monkeypatch.setattr(recurrence, "check", lambda *args: None)
+    monkeypatch.setattr(scanning, "check", lambda *args: None)
     found = rolled(recipe, x, ALWAYS, **options)
     assert_captured(recipe)
     with pytest.raises(AssertionError):
         assert_all_close(found, looped)
 
 
-@pytest.mark.parametrize("fault", [name for name in FAULTS if not name.startswith("chunks")])
+@pytest.mark.parametrize("fault", [name for name in FAULTS if "in C" not in name])
 def test_a_fault_in_the_fast_path_is_seen_before_it_is_used(
     fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -438,43 +485,197 @@ def test_a_start_of_other_shapes_is_refused() -> None:
             recipe.model.rollout(recipe.guide, x, None, 3, start=wrong)
 
 
-# ---- compiled chunks ----
+# ---- the loop in C ----
 
 
-@pytest.mark.skipif(
-    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler"
-)
-@pytest.mark.filterwarnings(r"ignore:.*torch\.jit:DeprecationWarning")  # torch's, of itself
-def test_compiled_chunks_are_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = build("vrnn")
+@in_c
+@pytest.mark.parametrize("case", ["vrnn-conditional-smoothing", "dsae-flow-flow", "srnn-lstm"])
+def test_of_large_matrices_only_what_recurs_is_in_c(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recurrence, "_CACHED", 0)
+    recipe = ALL[case]()
     x = observations(recipe, 2, LENGTH)
     looped = rolled(recipe, x, NEVER)
-    monkeypatch.setattr(compiled, "STEPS", 2)
-    made = []
-    function = compiled.compiled
-    monkeypatch.setattr(
-        compiled, "compiled", lambda *given: made.append(function(*given)) or made[-1]
-    )
     assert_all_close(rolled(recipe, x, ALWAYS, compile=True), looped)
-    assert len(made) == 2  # forward and backward, once each
+    (found,) = captures(recipe)
+    assert found.native is not None and found.native.loop is found.loop
 
 
-def test_without_a_compiler_there_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = build("vrnn")
+@in_c
+def test_single_precision_is_as_good_in_c() -> None:
+    recipe = build("vrnn", guide="smoothing", cell="lstm", activation="silu")
+    recipe.model.float()
+    recipe.guide.float()
+    x = observations(recipe, 7, 40).float()
+    exact = {n: t.double() for n, t in rolled(recipe, x, NEVER).items()}
+    errors = []
+    for compile in (False, True):
+        found = rolled(recipe, x, ALWAYS, compile=compile)
+        errors.append({n: float((found[n] - exact[n]).abs().max()) for n in exact})
+    assert_captured(recipe)
+    for name, scale in exact.items():
+        assert errors[1][name] <= 4 * errors[0][name] + 1e-6 * float(scale.abs().max()), name
+
+
+def test_without_a_compiler_there_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = build("vrnn", h_dim=6)
     x = observations(recipe, 2, LENGTH)
     looped = rolled(recipe, x, NEVER)
-
-    def fails(*args: Any, **options: Any) -> None:
-        raise RuntimeError("no such compiler\nof many lines")
-
-    monkeypatch.setattr("torch._inductor.compile", fails)
-    monkeypatch.setattr(compiled, "STEPS", 2)
-    compiled.warn.cache_clear()  # said once for each reason
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    recurrence.warn.cache_clear()  # said once for each reason
     with pytest.warns(UserWarning) as said:
         for _ in range(2):
             assert_all_close(rolled(recipe, x, ALWAYS, compile=True), looped)
     assert_captured(recipe)
     (warning,) = said
     assert str(warning.message).startswith("compile=True has no effect")
-    assert "no such compiler" in str(warning.message)
-    assert "of many lines" not in str(warning.message)
+    assert "no-such-compiler" in str(warning.message)
+
+
+@in_c
+def test_an_operation_that_c_does_not_know_runs_uncompiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = build("vrnn", h_dim=6)
+    x = observations(recipe, 2, LENGTH)
+    looped = rolled(recipe, x, NEVER)
+    monkeypatch.delitem(c_writer.EACH, torch.ops.aten.tanh.default)
+    recurrence.warn.cache_clear()
+    with pytest.warns(UserWarning, match="aten.tanh.default"):
+        assert_all_close(rolled(recipe, x, ALWAYS, compile=True), looped)
+
+
+@in_c
+@pytest.mark.parametrize("double", [False, True])
+def test_products_of_any_size_in_c(double: bool) -> None:
+    dtype, real = (torch.float64, ctypes.c_double) if double else (torch.float32, ctypes.c_float)
+    call = """
+void run(long M, long N, long K, REAL *a, REAL *b, REAL *p, REAL *c, long ldc, int add) {
+  pack(K, N, b, 1, K, p);
+  gemm(M, N, K, a, K, p, c, ldc, add);
+}
+"""
+    library = built(source(double) + call)
+    sizes = [(m, n, k) for m in range(1, 26) for n, k in ((1, 1), (5, 33), (31, 1), (64, 17))]
+    for m, n, k in sizes:
+        a, b, wide = (
+            torch.randn(m, k, dtype=dtype),
+            torch.randn(n, k, dtype=dtype),
+            -(-n // 32) * 32,
+        )
+        packed, c = torch.zeros(k * wide, dtype=dtype), torch.randn(m, wide, dtype=dtype)
+        expected = [(a @ b.t()), c[:, :n] + a @ b.t()]
+        for add in (1, 0):
+            pointers = [ctypes.cast(t.data_ptr(), ctypes.POINTER(real)) for t in (a, b, packed, c)]
+            library.run(*map(ctypes.c_long, (m, n, k)), *pointers, ctypes.c_long(wide), add)
+            torch.testing.assert_close(c[:, :n], expected[add], rtol=1e-5, atol=1e-5)
+
+
+@in_c
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("rows", [1, 7, 255, 256, 257, 700])
+def test_products_of_all_rows_in_c(rows: int, double: bool) -> None:
+    dtype, real = (torch.float64, ctypes.c_double) if double else (torch.float32, ctypes.c_float)
+    call = """
+void run(long M, long N, long K, REAL *a, REAL *b, REAL *s, REAL *c, long ldc, int add) {
+  gram(M, N, K, a, M, 1, b, 1, K, s, c, ldc, add);
+}
+"""
+    library = built(source(double) + call)
+    for m, n in ((1, 1), (5, 33), (26, 64)):
+        a, b = torch.randn(rows, m, dtype=dtype), torch.randn(n, rows, dtype=dtype)
+        wide = -(-n // 32) * 32
+        room = torch.zeros(m * GRAM_LEAD + GRAM_ROWS * wide, dtype=dtype)
+        c = torch.randn(m, wide, dtype=dtype)
+        product = a.t() @ b.t()
+        expected = [product, c[:, :n] + product]
+        for add in (1, 0):
+            pointers = [ctypes.cast(t.data_ptr(), ctypes.POINTER(real)) for t in (a, b, room, c)]
+            library.run(*map(ctypes.c_long, (m, n, rows)), *pointers, ctypes.c_long(wide), add)
+            torch.testing.assert_close(c[:, :n], expected[add], rtol=1e-4, atol=1e-4)
+
+
+class Two(torch.nn.Module):
+    """Weights of which one is a product, and one sees rows that do not lie side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = torch.nn.Linear(4, 3), torch.nn.Linear(3, 4, bias=False)
+        self.some, self.scale = torch.nn.Linear(4, 4), torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, state: Tensor, inputs: Tensor) -> Tensor:
+        mixed = inputs @ (self.right.weight @ self.left.weight) + self.scale.exp() * state
+        return torch.cat([torch.tanh(self.some(mixed[1:])), mixed[:1] / 4])
+
+
+@in_c
+@pytest.mark.parametrize("whole", [True, False])
+def test_gradients_of_what_all_steps_share(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not whole:
+        monkeypatch.setattr(recurrence, "_REPEATED", -1)
+    torch.manual_seed(0)
+    layer, first, inputs = Two(), torch.randn(3, 4), torch.randn(20, 3, 4)
+    weights = [*layer.parameters()]
+
+    def step(layer: Two, state: Tensor, inputs: Tensor) -> Any:
+        state = layer(state, inputs)
+        return state, {"twice": 2 * state}
+
+    path = engine.scan(step, (layer,), first, inputs, compile=True)
+    assert path is not None
+    state, states = first, []
+    for x in inputs:
+        state = layer(state, x)
+        states.append(state)
+    looped = torch.stack(states)
+    torch.testing.assert_close(path.outputs["twice"], 2 * looped, rtol=1e-4, atol=1e-5)
+    seed = torch.randn(20, 3, 4)
+    found, wanted = (
+        torch.autograd.grad((seed * made).sum(), weights, allow_unused=True)
+        for made in (path.states[1:], looped)
+    )
+    for one, other in zip(found, wanted, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    (captured,) = engine.captures(layer)
+    assert captured is not None and captured.native is not None
+    given = {*captured.native.loop.part.inputs}  # weights, or what was made of them
+    assert ({*captured.parts.static.inputs} <= given) == whole
+
+
+@in_c
+@pytest.mark.parametrize(
+    ("name", "exact"),
+    [
+        ("exp_", torch.exp),
+        ("sigmoid_", torch.sigmoid),
+        ("tanh_", torch.tanh),
+        ("softplus_", partial(torch.nn.functional.softplus, threshold=1e9)),
+    ],
+)
+@pytest.mark.parametrize("double", [False, True])
+def test_functions_in_c_are_right_to_a_few_units_in_the_last_place(
+    name: str, exact: Callable[[Tensor], Tensor], double: bool
+) -> None:
+    loop = f"EACH for (long i = 0; i < n; i++) y[i] = {name}(x[i]);"
+    call = f"void run(long n, REAL *x, REAL *y) {{ {loop} }}"
+    dtype = torch.float64 if double else torch.float32
+    x = torch.cat([torch.linspace(-110, 95, 100_001), torch.linspace(-1, 1, 100_001)]).to(dtype)
+    y = torch.empty_like(x)
+    pointers = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr())
+    built(source(double) + call).run(ctypes.c_long(len(x)), *pointers)
+    expected = exact(x.double())
+    normal = (expected.abs() > torch.finfo(dtype).tiny) & (expected < torch.finfo(dtype).max)
+    error = ((y.double() - expected) / expected).abs()[normal].max()
+    assert error < 4 * torch.finfo(dtype).eps
+    edges = torch.tensor([-torch.inf, torch.inf, torch.nan, 0.0], dtype=dtype)
+    found = torch.empty_like(edges)
+    built(source(double) + call).run(
+        ctypes.c_long(4), ctypes.c_void_p(edges.data_ptr()), ctypes.c_void_p(found.data_ptr())
+    )
+    torch.testing.assert_close(found, exact(edges.double()).to(dtype), equal_nan=True)
