@@ -58,6 +58,8 @@ def arguments(doc: str, out: str | None, steps: int | None = None) -> argparse.A
 def parse(parser: argparse.ArgumentParser, needed: str = "") -> argparse.Namespace:
     """Read the command line and make the output folder.
 
+    With ``--smoke``, one seed of the first two rows is left.
+
     Args:
         parser: from :func:`arguments`.
         needed: the data without which only ``--smoke`` runs; empty if there are none.
@@ -65,6 +67,10 @@ def parse(parser: argparse.ArgumentParser, needed: str = "") -> argparse.Namespa
     args = parser.parse_args()
     if needed and args.data is None and not args.smoke:
         parser.error(f"{needed} is needed (or --smoke)")
+    if args.smoke:
+        args.seeds = args.jobs = 1
+        if "rows" in args:
+            args.rows = args.rows[:2]
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
     return args

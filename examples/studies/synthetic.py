@@ -46,6 +46,13 @@ def images(count: int, side: int = 8) -> Dataset:
     return Dataset("bars", *splits, 0.0, 1.0, "binary", None, None, "drawn here")
 
 
+def waves(folder: Path) -> Path:
+    """Write a few random walks as an ``.npz`` file."""
+    x = np.random.default_rng(0).normal(size=(24, 8, 2)).cumsum(axis=1)
+    np.savez(folder / "waves.npz", x=x)
+    return folder / "waves.npz"
+
+
 def music(folder: Path) -> Path:
     """Write a few arpeggios as a ``.mat`` file of piano rolls."""
     random = np.random.default_rng(0)

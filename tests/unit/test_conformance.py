@@ -49,7 +49,9 @@ def compare(recipe: Recipe, ours: Any, theirs: Any) -> None:
     assert_all_close(found, expected)
 
 
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow if i % 2 else ()) for i, c in enumerate(ALL)]
+)
 def test_model_and_guide_keep_the_contract(case: str) -> None:
     recipe = ALL[case]()
     check(recipe.model, recipe.guide, observations(recipe, 2, 4))
