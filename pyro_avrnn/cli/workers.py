@@ -1,7 +1,9 @@
 """Work spread over processes of one thread each, which read the data once."""
 
+import ctypes
 import multiprocessing
 import os
+import sys
 import threading
 import time
 import warnings
@@ -18,6 +20,7 @@ from pyro_avrnn.data import Dataset
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 Progress = Callable[[int], None]  #: is told of each piece of a task that is done
 _worker: dict[str, Any] = {}  # of a worker process: its data, and what is done by task
 
@@ -82,9 +85,23 @@ def _start(source: str, reader: dict[str, Any], done: Any, stop: Any, parent: in
     tqdm.set_lock(threading.RLock())  # its own, between processes, is lost by an abrupt end
     for told in ("clip_norm=", "the gradient of a step is"):
         warnings.filterwarnings("ignore", told)  # the report says it, of all rows together
+    keep_memory()
     torch.set_num_threads(1)  # small matrices: processes pay, threads do not
     os.environ["OMP_NUM_THREADS"] = "1"
     _worker.update(data=data.load(source, **reader), done=done)
+
+
+def keep_memory() -> None:
+    """Keep what this process frees, where the C library is GNU's, as the next step wants it again.
+
+    Given back, it must be asked for anew, page by page: up to a quarter of the time of a step with
+    tensors of 20 MB.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        most = 2**31 - 1
+        mallopt(_TRIM_THRESHOLD, most)
+        mallopt(_MMAP_THRESHOLD, most) or mallopt(_MMAP_THRESHOLD, 2**25)  # older ones allow less
 
 
 def _watch(stop: Any, parent: int) -> None:
