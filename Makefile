@@ -146,7 +146,6 @@ OF_adversarial-timit := $(OF_timit)
 OF_adversarial-vowels := $(OF_vowels)
 STEPS_adversarial-timit := 1500
 FIXED_adversarial-timit := lr=0.0023 kl=0>1@0.25 features=loudness dropout=0
-TRIALS_adversarial-timit := 8
 STEPS_adversarial-vowels := 1500
 SPACE_adversarial-timit := weight=0>1@0.5|0>10@0.5|0>100@0.5|0>1000@0.5|30 adversarial_lr=0.00005|0.0005
 SPACE_adversarial-vowels := $(SPACE_vowels) weight=0>0.3@0.5|0>3@0.5|0>30@0.5|30 adversarial_lr=0.00005|0.0005
@@ -173,7 +172,7 @@ LIKE_librispeech := timit
 LIKE_nottingham := jsb
 LIKE_piano := jsb
 TUNED = examples/results/tune-baselines-$(or $(LIKE_$(1)),$(1))
-RUN := --lr-decay cosine --validate-every 100 --patience 10 --resume
+RUN := --compile --lr-decay cosine --validate-every 100 --patience 10 --resume
 
 .PHONY: $(SETS:%=baselines-%) $(SETS:%=tune-baselines-%)
 baselines: $(SPOKEN_SETS:%=baselines-%)  ## RNN and VRNNs by the ELBO on five sets of speech, tuned, 3 seeds

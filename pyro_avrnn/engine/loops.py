@@ -163,6 +163,13 @@ class Loop:
         self.gradients = {
             n: next(found) if here else None for n, here in zip(wanted, present, strict=True)
         }
+        index = dict(zip(self.cotangents, self.live, strict=True))
+        #: which states and results depend on an input, within its step
+        self.read_by = {
+            n: {index[c] for c in nodes_for([gradient], ()) if c in index}
+            for n, gradient in self.gradients.items()
+            if gradient is not None
+        }
 
     def _divide(self, nodes: list[fx.Node]) -> None:
         """What the backward loop computes, what it is given, and what is left for after it."""
@@ -266,17 +273,46 @@ class Loop:
             for n, t in zip(nodes, ordered, strict=False)
         ]
 
+    def laid(
+        self, cotangents: Sequence[Tensor | None], states: Sequence[Tensor], length: int
+    ) -> list[Tensor]:
+        """Cotangents as a backward loop takes them: of results, then of states ``(T + 1, ...)``.
+
+        Args:
+            cotangents: of states and results; None for those that nothing depends on.
+            states: before each step.
+            length: T.
+        """
+        count = len(self.before)
+        made = []
+        for i, node in zip(self.live, self.cotangents, strict=True):
+            if i >= count:
+                shape = (length, *value(node).shape)
+                g = cotangents[i]
+                made.append(self._zeros(node, shape) if g is None else g.contiguous())
+        for g, state in zip(cotangents, states, strict=False):
+            blank = state.new_zeros((length + 1, *state.shape[1:])) if g is None else g
+            made.append(blank.contiguous())
+        return made
+
+    @staticmethod
+    def _zeros(node: fx.Node, shape: tuple[int, ...]) -> Tensor:
+        made = value(node)
+        return torch.zeros(shape, dtype=made.dtype, device=node.meta.get("device", made.device))
+
     def finish(
         self,
         kept: Sequence[Tensor],
         cotangents: Sequence[Tensor],
         found: Sequence[Sequence[Tensor]],
+        unused: set[int],
     ) -> list[Tensor | None]:
         """Gradients of all inputs, from what a backward loop gave.
 
         Args:
             kept: constants, rows, states and saved values, of all steps.
             cotangents: of the results, then of the states ``(T + 1, ...)``.
+            unused: which results nothing depends on; what only they read has no gradient.
             found: of the states, of constants that are summed in the loop, and ``stacked``; from
                 C those of ``deferred``, too.
         """
@@ -295,7 +331,9 @@ class Loop:
             made |= {n: total(formula, known) for n, formula in self.deferred.items()}
         first = cotangents[len(late) :]
         made |= {n: c + g[0] for n, c, g in zip(self.before, carry, first, strict=True)}
-        return [made.get(self.local[n]) for n in self.inputs]
+        idle = {n for n, results in self.read_by.items() if results <= unused}
+        nodes = [self.local[n] for n in self.inputs]
+        return [None if n in idle else made.get(n) for n in nodes]
 
 
 _LINEAR = {aten.neg.default, aten.slice_backward.default, aten.select_backward.default}

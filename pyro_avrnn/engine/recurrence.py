@@ -35,6 +35,7 @@ class _Run(torch.autograd.Function):
         watch: list[Any] = [] if choose is None else [choose, []]
         states, wanted, saved = driver.forward(length, *watch, *ordered)
         ctx.loop, ctx.driver, ctx.length, ctx.parents = loop, driver, length, watch[1:]
+        ctx.set_materialize_grads(False)  # what was not used is to have no gradient, not zero
         # saved views of what is returned would be views made without gradients
         ctx.save_for_backward(*loop.slim(ordered), *states, *(s.data for s in saved))
         return (*states, *wanted)
@@ -49,10 +50,10 @@ class _Run(torch.autograd.Function):
         loop, kept, count = ctx.loop, list(ctx.saved_tensors), len(ctx.loop.before)
         start = len(loop.fixed) + len(loop.rows)
         kept[start : start + count] = [s[:-1] for s in kept[start : start + count]]
-        late = [cotangents[i].contiguous() for i in loop.live if i >= count]
-        late += [g.contiguous() for g in cotangents[:count]]
+        late = loop.laid(cotangents, kept[start : start + count], ctx.length)
         found = ctx.driver.backward(ctx.length, *ctx.parents, *kept, *late)
-        return None, None, None, None, *loop.finish(kept, late, found)
+        unused = {i for i, g in enumerate(cotangents) if g is None and i >= count}
+        return None, None, None, None, *loop.finish(kept, late, found, unused)
 
 
 @cache

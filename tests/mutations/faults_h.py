@@ -103,6 +103,13 @@ FAULTS = [
         (IN_C, f"{ENGINE}::test_functions_in_c_are_right_to_a_few_units_in_the_last_place"),
     ),
     Fault(
+        LOOPS,
+        "what nobody reads has a gradient of zero",
+        "return [None if n in idle else made.get(n) for n in nodes]",
+        "return [made.get(n) for n in nodes]",
+        (f"{ENGINE}::test_a_training_in_c_is_that_of_the_loop",),
+    ),
+    Fault(
         NATIVE,
         "C: particles stay as they are, whoever is chosen",
         "if parents[-1] is not None:",

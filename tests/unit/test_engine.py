@@ -15,9 +15,10 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from pyro.infer import SVI
 from torch import Tensor, fx
 
-from inference import ELBO, FIVO, IWAE, evaluate, to_arviz
+from inference import ELBO, FIVO, IWAE, Ramp, evaluate, fit, to_arviz
 from inference.densities import StepDensities
 from inference.objectives import Objective
 from pyro_avrnn import engine
@@ -150,6 +151,24 @@ def test_filters_in_c_are_those_of_the_loop(case: str) -> None:
     unknown = any(name in case for name in ("categorical", "dmm-flow", "mixture-full"))
     assert (found.native is None) == unknown
     assert unknown or found.native.loop is not found.loop
+
+
+@in_c
+@pytest.mark.parametrize("loss", [ELBO, IWAE, FIVO])
+def test_a_training_in_c_is_that_of_the_loop(loss: Any) -> None:
+    """Where the KL has no weight yet, the prior has no gradient, and Adam passes over it."""
+    found = []
+    for least, compile in ((NEVER, False), (ALWAYS, True)):
+        pyro.clear_param_store()
+        recipe = build("vrnn")
+        bound = loss(num_particles=3, kl_weight=Ramp(0, 1, over=0.5), compile=compile)
+        optimiser = pyro.optim.Adam({"lr": 1e-2})
+        svi = SVI(recipe.model, recipe.guide, optimiser, bound)
+        with captured_from(least):
+            fit(svi, [observations(recipe, 2, LENGTH)], steps=6, seed=0, progress=False)
+        parts = (recipe.model, recipe.guide)
+        found.append({n: p.detach() for part in parts for n, p in part.named_parameters()})
+    assert_all_close(found[1], found[0])
 
 
 @in_c
