@@ -149,11 +149,14 @@ def ratios(args: argparse.Namespace) -> list[Row]:
     forward = {"view": "conditional", "critic": "feedforward", "lipschitz": "z"}
     runs = {
         "elbo": trainer(medium, ELBO()),
+        "elbo, compiled": trainer(medium, ELBO(compile=True)),
         "fivo-4": trainer(medium, FIVO(num_particles=4)),
+        "fivo-4, compiled": trainer(medium, FIVO(num_particles=4, compile=True)),
         "critic, spectral": trainer(medium, None, forward),
         "critic, LSTM": trainer(medium, None, {"view": "trajectory", "critic": "lstm"}),
     }
-    rows = compare(alternate(runs, args.rounds, "medium"), "elbo", what="ratio, medium")
+    bases = "elbo", "elbo, compiled"
+    rows = compare(alternate(runs, args.rounds, "medium"), *bases, what="ratio, medium")
     for label, size in (("music", music), ("music, 256 units", music._replace(H=256))):
         runs = {
             "iwae-8": trainer(size, IWAE(num_particles=8)),

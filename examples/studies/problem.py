@@ -26,6 +26,7 @@ class Size(NamedTuple):
 SIZES = {
     "tiny": Size(2, 4, 8, 4, 4),  # to see that all runs
     "small": Size(4, 20, 200, 64, 64),
+    "vowels": Size(48, 26, 12, 8, 64),
     "medium": Size(16, 100, 200, 64, 256),
     "large": Size(32, 200, 200, 128, 512),
     "music": Size(16, 160, 88, 32, 32, "bernoulli"),
