@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor as Process
 from contextlib import ExitStack
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import accumulate
+from itertools import accumulate, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -147,7 +147,7 @@ def ratios(args: argparse.Namespace) -> list[Row]:
     """Time what resampling costs, and what a critic costs."""
     medium, music = (TINY, TINY) if args.smoke else (SIZES["medium"], SIZES["music"])
     forward = {"view": "conditional", "critic": "feedforward", "lipschitz": "z"}
-    runs = {
+    runs = {  # the first two are the bases
         "elbo": trainer(medium, ELBO()),
         "elbo, compiled": trainer(medium, ELBO(compile=True)),
         "fivo-4": trainer(medium, FIVO(num_particles=4)),
@@ -155,8 +155,7 @@ def ratios(args: argparse.Namespace) -> list[Row]:
         "critic, spectral": trainer(medium, None, forward),
         "critic, LSTM": trainer(medium, None, {"view": "trajectory", "critic": "lstm"}),
     }
-    bases = "elbo", "elbo, compiled"
-    rows = compare(alternate(runs, args.rounds, "medium"), *bases, what="ratio, medium")
+    rows = compare(alternate(runs, args.rounds, "medium"), *[*runs][:2], what="ratio, medium")
     for label, size in (("music", music), ("music, 256 units", music._replace(H=256))):
         runs = {
             "iwae-8": trainer(size, IWAE(num_particles=8)),
@@ -170,9 +169,8 @@ def ratios(args: argparse.Namespace) -> list[Row]:
 def tensors(size: Size, options: Row) -> float:
     """Measure the peak of all tensors in forward and backward, in MiB, by allocator events."""
     r, (x, mask) = recipe(size), data(size)
-    own = [*r.model.parameters(), *r.guide.parameters()]
+    own, loss = [*r.model.parameters(), *r.guide.parameters()], ELBO(**options)
     for _ in range(2):  # the first pass also makes what is made only once
-        loss = ELBO(**options)
         gc.collect()
         with torch.profiler.profile(profile_memory=True) as profile:
             torch.autograd.grad(loss(r.model, r.guide, x, mask), own)
@@ -284,9 +282,8 @@ def main() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # keeps torch's profiler silent
     rows = []
     if "contenders" in args.only:
-        for device in args.device:
-            for label in args.sizes:
-                rows += contest(label, SIZES[label], device, args)
+        for device, label in product(args.device, args.sizes):
+            rows += contest(label, SIZES[label], device, args)
         print(*contenders.missing(), sep="\n")
     for part in (ratios, growth, memory):
         rows += part(args) if part.__name__ in args.only else []
