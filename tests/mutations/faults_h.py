@@ -100,7 +100,7 @@ FAULTS = [
         "C: a softplus without its threshold",
         '"({b} * {x} > {limit} ? {x} : softplus_({b} * {x}) / {b})"',
         '"(softplus_({b} * {x}) * {b} / {limit} * {limit})"',
-        (IN_C, f"{ENGINE}::test_functions_in_c_are_right_to_a_few_units_in_the_last_place"),
+        (f"{ENGINE}::test_softplus_is_the_identity_where_torch_takes_it_for_one",),
     ),
     Fault(
         LOOPS,

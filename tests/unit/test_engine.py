@@ -632,6 +632,21 @@ class Two(torch.nn.Module):
 
 
 @in_c
+def test_softplus_is_the_identity_where_torch_takes_it_for_one() -> None:
+    inputs = torch.linspace(19.0, 23.0, 20).reshape(20, 1, 1)
+
+    def step(layer: Any, state: Tensor, inputs: Tensor) -> Any:
+        state = torch.nn.functional.softplus(inputs + 0 * layer(state))
+        return state, {}
+
+    layer = torch.nn.Linear(1, 1)
+    path = engine.scan(step, (layer,), torch.zeros(1, 1), inputs, compile=True)
+    assert path is not None
+    expected = torch.nn.functional.softplus(inputs)
+    torch.testing.assert_close(path.states[1:], expected, rtol=1e-13, atol=0.0)
+
+
+@in_c
 @pytest.mark.parametrize("whole", [True, False])
 def test_gradients_of_what_all_steps_share(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not whole:
@@ -644,8 +659,10 @@ def test_gradients_of_what_all_steps_share(whole: bool, monkeypatch: pytest.Monk
         state = layer(state, inputs)
         return state, {"twice": 2 * state}
 
-    path = engine.scan(step, (layer,), first, inputs, compile=True)
-    assert path is not None
+    for _ in range(2):  # the second time its memory is not blank
+        path = engine.scan(step, (layer,), first, inputs, compile=True)
+        assert path is not None
+        path.states[1:].sum().backward(retain_graph=True)
     state, states = first, []
     for x in inputs:
         state = layer(state, x)
