@@ -244,7 +244,7 @@ class ELBO(Objective):
 
     @property
     def terms_alone(self) -> bool:
-        """See the base."""
+        """Whether log-densities are all it looks at, so that C may leave out distributions."""
         own = type(self).objective is ELBO.objective
         return self.compile and own and not (self.analytic_kl or self.penalties)
 
@@ -290,7 +290,7 @@ class IWAE(Objective):
 
     @property
     def terms_alone(self) -> bool:
-        """See the base."""
+        """Whether log-densities are all it looks at, so that C may leave out distributions."""
         return self.compile and type(self).objective is IWAE.objective and not self.penalties
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:

@@ -387,51 +387,48 @@ class _Run(NamedTuple):
         return told
 
 
-def _step(
-    guide: Any, model: Any, learns: bool, state: Any, inputs: tuple[Tensor, Tensor]
-) -> tuple[Any, Any]:
-    """One step along the guide, as the engine takes it."""
+def _drawn(guide: Any, model: Any, learns: bool, state: Any, inputs: Any) -> tuple[Any, ...]:
+    """Proposal, draw z_t, observation x_t and next state of one step along the guide."""
     c_t, x_t = inputs
     proposal = guide.proposal(state, c_t)
     z_t = draw(proposal, learns)
-    return model.advance(state, z_t, x_t), (z_t, _told(proposal, z_t), ())
+    return proposal, z_t, x_t, model.advance(state, z_t, x_t)
 
 
-def _scored_step(
-    guide: Any, model: Any, learns: bool, state: Any, inputs: tuple[Tensor, Tensor]
-) -> tuple[Any, Any]:
-    """The same with its densities."""
-    c_t, x_t = inputs
-    proposal = guide.proposal(state, c_t)
-    z_t = draw(proposal, learns)
-    scores = _scores(model.transition(state), model, state, proposal, z_t, x_t)
-    return model.advance(state, z_t, x_t), (z_t, {}, scores)
+def _step(guide: Any, model: Any, learns: bool, state: Any, inputs: Any) -> tuple[Any, Any]:
+    """One step along the guide, in the form that the engine captures."""
+    proposal, z_t, _, after = _drawn(guide, model, learns, state, inputs)
+    return after, (z_t, _told(proposal, z_t), ())
+
+
+def _scored_step(guide: Any, model: Any, learns: bool, state: Any, inputs: Any) -> tuple[Any, Any]:
+    """One step and its log-densities."""
+    proposal, z_t, x_t, after = _drawn(guide, model, learns, state, inputs)
+    return after, (z_t, {}, _scores(model.transition(state), model, state, proposal, z_t, x_t))
 
 
 def _shown_step(
-    guide: Any, model: Any, learns: bool, state: Any, inputs: tuple[Tensor, Tensor]
+    guide: Any, model: Any, learns: bool, state: Any, inputs: Any
 ) -> tuple[Any, Any, list[Tensor]]:
-    """The same with its densities as constants, by which particles are chosen."""
-    c_t, x_t = inputs
-    proposal = guide.proposal(state, c_t)
-    z_t = draw(proposal, learns)
-    terms = _terms(model, state, proposal, z_t, x_t)
-    return model.advance(state, z_t, x_t), (z_t, _told(proposal, z_t), ()), terms
+    """One step, with its log-densities as constants for the choice of particles."""
+    proposal, z_t, x_t, after = _drawn(guide, model, learns, state, inputs)
+    shown = _terms(model, state, proposal, z_t, x_t)
+    return after, (z_t, _told(proposal, z_t), ()), shown
 
 
 def _shown_scored_step(
-    guide: Any, model: Any, learns: bool, state: Any, inputs: tuple[Tensor, Tensor]
+    guide: Any, model: Any, learns: bool, state: Any, inputs: Any
 ) -> tuple[Any, Any, list[Tensor]]:
-    """The same with its densities, by which particles are chosen, too."""
+    """One step and its log-densities, which also serve, as constants, to choose particles."""
     after, outputs = _scored_step(guide, model, learns, state, inputs)
     shown = torch.broadcast_tensors(*(score.detach() for score in outputs[2]))
     return after, outputs, list(shown)
 
 
 def _told(proposal: Any, z_t: Tensor) -> dict[str, Tensor]:
-    """What spares computing a proposal again: mean and scale if it is a diagonal normal.
+    """Parameters of a diagonal normal proposal, so that it need not be computed again.
 
-    Of a flow log q(z_t), as it remembers how it came to its own draw; nothing of others.
+    For a flow log q(z_t), as it caches the inverse of its own draw; empty for others.
     """
     if isinstance(proposal, dist.TransformedDistribution):
         return {"log_prob": proposal.log_prob(z_t)}

@@ -1,4 +1,4 @@
-"""A part of a step, for all steps together."""
+"""Runs a part of a step for all steps together."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def all_steps(
 
 
 def _of_rows(node: fx.Node, values: dict[fx.Node, Any], rows: set[fx.Node]) -> Any:
-    """One operation of all steps: by vmap, unless it is one call anyway."""
+    """Apply one operation to all steps, by vmap where a single call does not do it."""
     if node.target in VIEWS:
         return over_time(node, values[node.args[0]], copies=True)
     if node.target in (aten.mm.default, aten.addmm.default) and not node.kwargs:

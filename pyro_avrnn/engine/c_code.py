@@ -1,4 +1,4 @@
-"""What every C source of :mod:`~pyro_avrnn.engine.native` begins with, and its build.
+"""The common beginning of all C sources of :mod:`~pyro_avrnn.engine.native`, and the compiler.
 
 A product takes its right factor packed: panels of two vectors of columns, row after row. A tile
 of the result then stays in registers while both factors are read in order.
@@ -91,7 +91,7 @@ static inline REAL softplus_(REAL x) { return MAX(x, 0) + log1p_(exp_(-(x < 0 ? 
 
 
 def _tile(rows: int) -> str:
-    """A product of so many rows with one panel."""
+    """C source of the product of a given number of rows with one panel."""
     names = [(i, j) for i in range(rows) for j in range(2)]
     load = "; ".join(f"c{i}_{j} = *(V *)(c + {i} * ldc + {j} * L)" for i, j in names)
     zero = "; ".join(f"c{i}_{j} = (V){{0}}" for i, j in names)
@@ -161,7 +161,7 @@ GRAM_ROWS, GRAM_LEAD = 256, 264  #: as above: room is ``M * GRAM_LEAD + GRAM_ROW
 
 
 def prelude(double: bool) -> str:
-    """Types, functions and the product, in C."""
+    """C source of types, functions and matrix products."""
     real = "double" if double else "float"
     functions = _DOUBLE if double else _SINGLE
     return f"#define REAL {real}\n{_HEAD}{functions}{_SHARED}{_gemm()}{_GRAM}"
@@ -169,7 +169,7 @@ def prelude(double: bool) -> str:
 
 @cache
 def built(source: str) -> ctypes.CDLL:
-    """The source as a library, built by the machine's C compiler, once for each machine.
+    """Compile C source to a shared library, or find it in the cache.
 
     Raises:
         OSError, subprocess.CalledProcessError: there is no compiler, or it fails.

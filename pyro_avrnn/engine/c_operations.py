@@ -8,7 +8,7 @@ from pyro_avrnn.engine.capture import aten
 
 
 def number(x: Any) -> str:
-    """A number in C."""
+    """Format a number as a C literal."""
     if isinstance(x, bool | int) or math.isfinite(x):
         return f"(REAL){float(x)!r}"
     return "(REAL)NAN" if x != x else "(REAL)INFINITY" if x > 0 else "(REAL)-INFINITY"

@@ -24,7 +24,7 @@ Ends = Sequence[tuple[fx.Node, Place]]  #: nodes, and where their values are wan
 
 
 def padded(columns: int) -> int:
-    """Columns in memory of a product."""
+    """Number of columns that a product takes in memory: whole panels."""
     return -(-columns // 32) * 32
 
 
@@ -44,7 +44,7 @@ def nest(
     stores: Sequence[tuple[Place, str]],
     assign: str = "{0} = {1};",
 ) -> list[str]:
-    """Loops over elements, dimensions joined where memory allows.
+    """Write nested loops over elements; adjacent dimensions are merged where memory allows.
 
     Args:
         shape: of the elements.

@@ -1,4 +1,4 @@
-"""Writes, as C, what a backward pass leaves for the end: sums over all steps."""
+"""Writes the sums over all steps that end a backward pass, as C."""
 
 import re
 
@@ -12,10 +12,10 @@ from pyro_avrnn.engine.loops import sums_of
 
 
 class Summing(Writer):
-    """A writer that goes on after the last step."""
+    """Writer of a function that also computes sums after its loop."""
 
     def sums(self, ends: Ends) -> None:
-        """Sums over all steps, where they are wanted, of gradients that are linear in products.
+        """Write the sums over all steps of gradients that are linear in matrix products.
 
         ``places`` has what is the same at every step, and rows.
         """
@@ -31,7 +31,7 @@ class Summing(Writer):
             self.finish(ends)
 
     def _rows(self, node: fx.Node, each: list[str]) -> Place:
-        """``a' b`` of the rows of all steps: at once where they lie side by side."""
+        """Write ``a' b`` over the rows of all steps, as one product where these are contiguous."""
         with self.into(each):
             factors = self._seen(node.args[0].args[0]), self._seen(node.args[1])
         (rows, columns), width = factors[0].shape, padded(factors[1].shape[1])
@@ -50,7 +50,7 @@ class Summing(Writer):
         return made
 
     def _joined(self, place: Place) -> tuple[str, int] | None:
-        """Pointer and stride of the rows of all steps, if they are those of one matrix."""
+        """Pointer and row stride of all steps as one matrix; None if they are not contiguous."""
         found = re.search(r"\br_(p\d+)\b", place.pointer)
         if found is None:
             return None
@@ -71,7 +71,7 @@ class Summing(Writer):
         return Place(whole.pointer, shape, contiguous(shape))
 
     def _seen(self, node: fx.Node) -> Place:
-        """A view of what is known."""
+        """Place of a node that is a view of a known one."""
         if node not in self.places:
             self._seen(node.args[0])
             self.view(node)

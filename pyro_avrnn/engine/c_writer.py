@@ -1,4 +1,4 @@
-"""Writes the steps of a graph as C: each operation, or many in one loop over elements."""
+"""Writes the operations of a graph as C; neighbouring elementwise ones share a loop."""
 
 import math
 import operator
@@ -16,7 +16,7 @@ from pyro_avrnn.engine.views import VIEWS
 
 
 class Unsupported(Exception):
-    """The C writer does not know this operation; the loop in Python does."""
+    """An operation that the C writer does not know; the Python loop does."""
 
 
 #: formulas: forward, or the sum and the result of the way back
@@ -29,7 +29,7 @@ _SOFTMAX: dict[Any, tuple[str, tuple[str, str]]] = {
 
 
 class Writer:
-    """Writes one direction.
+    """Writes one C function: the forward or the backward pass.
 
     Args:
         name: of the function.
@@ -60,41 +60,41 @@ class Writer:
     # arguments
 
     def same(self, node: fx.Node) -> None:
-        """An input that is the same at every step, with the strides of its example."""
+        """Add an argument that is the same at every step, with the strides of its example."""
         name = self.argument()
         self.places[node] = Place(name, tuple(value(node).shape), tuple(node.meta["stride"]))
         self.constant.add(node)
 
     def row(self, shape: Sequence[int], step: str = "t") -> Place:
-        """An argument with a contiguous row for every step."""
+        """Add an argument with one contiguous row for each step."""
         name, size = self.argument(), math.prod(shape)
         self.rows.append(f"REAL *r_{name} = {name} + ({step}) * {size};")
         self.sizes[name] = size
         return Place(f"r_{name}", tuple(shape), contiguous(shape))
 
     def argument(self) -> str:
-        """The name of one more argument."""
+        """Add an argument and return its name."""
         self.arguments.append(f"p{len(self.arguments)}")
         return self.arguments[-1]
 
     def whole(self, node: fx.Node) -> Place:
-        """An argument that is no row."""
+        """Add a contiguous argument that all steps share."""
         shape = tuple(value(node).shape)
         return Place(self.argument(), shape, contiguous(shape))
 
     def room(self, size: int) -> str:
-        """Memory of the function's own, for all steps."""
+        """Reserve scratch memory, which all steps share, and return a pointer to it."""
         start, self.scratch = self.scratch, self.scratch + -(-size // 16) * 16
         return f"(scratch + {start})"
 
     def memory(self, shape: Sequence[int]) -> Place:
-        """The same, for a value."""
+        """Reserve scratch memory for a value of this shape."""
         return Place(self.room(math.prod(shape)), tuple(shape), contiguous(shape))
 
     # nodes
 
     def write(self) -> None:
-        """Write all nodes; those that depend on constants alone, before the first step."""
+        """Write all nodes. Those that depend only on constants are computed before the loop."""
         for node in self.nodes:
             given = node.all_input_nodes
             if given and all(n in self.constant for n in given):
@@ -108,7 +108,7 @@ class Writer:
 
     @contextmanager
     def into(self, lines: list[str]) -> Iterator[None]:
-        """What is written goes there; operations of the step still wait."""
+        """Write to these lines inside the block; pending operations of the step stay pending."""
         body, group = self.body, self.group
         self.body, self.group = lines, []
         yield
@@ -134,7 +134,7 @@ class Writer:
             raise Unsupported(str(node.target))
 
     def finish(self, ends: Ends) -> None:
-        """Write the nodes, and take to each place what is wanted there."""
+        """Write all nodes, and copy each wanted value to its place."""
         self.wanted = {node for node, _ in ends}
         self.targets = dict(reversed(ends))
         self.write()
@@ -143,13 +143,13 @@ class Writer:
                 self.copy(self.places[node], place)
 
     def place(self, node: fx.Node) -> Place:
-        """Where a node's value is, in memory by now."""
+        """Place of a node; a pending value is written to memory first."""
         if node in self.group:
             self.flush()
         return self.places[node]
 
     def view(self, node: fx.Node) -> None:
-        """Where the value of a view is: where that of its source is, if it lies so."""
+        """Find the place of a view; copy its source first where strides cannot express it."""
         if node.target is operator.getitem:
             raise Unsupported("an operation with several results")
         source = self.place(node.args[0])
@@ -174,7 +174,7 @@ class Writer:
         self.group.append(node)
 
     def flush(self) -> None:
-        """Write the group: one loop over elements."""
+        """Write the pending operations as one loop over elements."""
         group, self.group = self.group, []
         if not group:
             return
@@ -239,7 +239,7 @@ class Writer:
         self._made(node, made)
 
     def _made(self, node: fx.Node, made: Place) -> None:
-        """A value is in memory of its own; copied if it is wanted elsewhere."""
+        """Record the place of a value, and copy it to where it is wanted."""
         self.places[node] = made
         if node in self.wanted and node in self.targets:
             self.copy(made, self.targets[node])
@@ -281,14 +281,14 @@ class Writer:
         first: str = "0",
         assign: str = "{0} += {1};",
     ) -> Place:
-        """A sum, or whatever ``assign`` makes of the elements, along the dimensions not kept."""
+        """Reduce along the dimensions that are not kept; ``assign`` combines elements."""
         whole = self.memory(kept)
         self.body += nest(kept, [], [], [(whole, first)])
         self.body += nest(loads[0][0].shape, loads, [], [(whole, each)], assign)
         return whole
 
     def _softmax(self, node: fx.Node) -> None:
-        """The softmax of x or its logarithm, or the gradient of x from that of the result, y."""
+        """Write a softmax or log-softmax of x, or its gradient from the result y."""
         forward, backward = _SOFTMAX[node.target]
         backwards = not forward
         loads = [
@@ -309,7 +309,7 @@ class Writer:
         self._made(node, made)
 
     def _scatter(self, node: fx.Node) -> None:
-        """The gradient of a slice or of one item: zeros elsewhere."""
+        """Write the gradient of a slice or of one item, with zeros elsewhere."""
         gradient, sizes, dim, start, *rest = node.args
         source, whole = self.place(gradient), self.memory(sizes)
         dim %= len(sizes)
@@ -327,9 +327,9 @@ class Writer:
     # the function
 
     def source(self, backwards: bool) -> str:
-        """The function in C, of steps ``begin`` to ``end``; ``backwards``, it goes down.
+        """C source of the function, which runs steps ``begin`` to ``end``, or down from the end.
 
-        Those of all T may be taken a few at a time, in order.
+        All T steps may be run in several calls, in order.
         """
         arguments = "\n".join(f"  REAL *{a} = p[{i}];" for i, a in enumerate(self.arguments))
         steps = "t = end - 1; t >= begin; t--" if backwards else "t = begin; t < end; t++"

@@ -1,4 +1,4 @@
-"""Graphs of tensor operations: traced, tidied, cut."""
+"""Traces graphs of tensor operations, simplifies them, and cuts pieces out of them."""
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -80,7 +80,7 @@ def value(node: fx.Node) -> Tensor:
 
 
 def drop_values(nodes: Iterable[fx.Node]) -> None:
-    """Keep of the examples shape, dtype, strides and device, and memory of indices alone."""
+    """Replace example values by metadata, so that no memory is held; indices keep theirs."""
     for node in nodes:
         made = node.meta.get("value")
         if isinstance(made, Tensor) and not made.is_meta:

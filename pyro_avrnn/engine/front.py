@@ -1,4 +1,4 @@
-"""Which graph a step is: TorchDynamo traces it once and guards every Python value that it read.
+"""Selects the graph of a step: TorchDynamo traces it and guards every Python value it reads.
 
 A capture must not outlive what it was made from: an attribute, a schedule, a global, a closure, a
 mode. Dynamo knows all of it. Its backend here keeps the graph and compiles nothing; before each
@@ -40,7 +40,7 @@ _NUMBER = itertools.count()
 
 
 class Uncapturable(Exception):
-    """This step cannot be run as a graph; the reason is said. The plain loop takes any."""
+    """A step that cannot run as a graph, and why. The plain loop can run any step."""
 
 
 class _Missed(Exception):
@@ -58,7 +58,7 @@ class _Function(NamedTuple):
     attributes: dict[str, Any]
 
     def unchanged(self) -> bool:
-        """Whether it is there still, as it was."""
+        """Whether the holder still has this function, unchanged."""
         there = self.holder.__dict__.get(self.name) is self.raw
         known = self.function.__code__ is self.code and self.function.__dict__ == self.attributes
         return there and known
@@ -80,7 +80,7 @@ class Graph:
 
 
 class Selected(NamedTuple):
-    """What a step is now."""
+    """The current graph of a step, and what it reads."""
 
     graph: Graph
     read: list[Any]  # inputs of the graph that are no blanks: tensors, and numbers that vary
@@ -131,7 +131,7 @@ class Front:
             raise Uncapturable(first_line(reason)) from None
 
     def select(self, step: Any, of: Sequence[Any], state: Any, inputs: Any) -> Selected | None:
-        """The graph of a step, or None where tracing another would not pay.
+        """The current graph of a step, or None where another trace would not pay.
 
         Args:
             step: ``step(*of, state, inputs)`` gives nested tensors.
@@ -158,7 +158,7 @@ class Front:
             return found
 
     def _pays(self) -> bool:
-        """Whether to trace: what changes at every call would be traced at every call."""
+        """Whether another trace pays; a value that changes at every call would need one a call."""
         if len(self.graphs) >= _KEPT:
             if self.hits > self.calls // 2:
                 return False  # most of them are of use
@@ -224,12 +224,12 @@ class Front:
         return selected
 
     def _filter(self, entries: Sequence[Any]) -> list[bool]:
-        """All guards but that of Pyro's validation, which is off while a step is traced."""
+        """Keep all guards except on Pyro's validation, which is off during a trace."""
         self.seen += [entry.value for entry in entries if entry.has_value]
         return ["_validate_args" not in entry.name for entry in entries]
 
     def _blanks(self, state: Any, inputs: Any) -> Any:
-        """Tensors as those of one step are."""
+        """Blank tensors of the shapes that one step reads."""
         leaves, spec = pytree.tree_flatten(state)
         rows, nested = pytree.tree_flatten(inputs)
         kinds = [(t.shape, t.dtype, t.device, t.requires_grad) for t in leaves]
@@ -267,7 +267,7 @@ def _place(graph: Graph, given: Sequence[Any], blanks: Any, made: Any) -> None:
 
 
 def _functions(codes: set[CodeType], seen: Sequence[Any]) -> Iterator[_Function]:
-    """Where the functions of these codes are: in classes of what was seen, or as their names say.
+    """Locate the functions of these code objects, in classes or by their qualified names.
 
     Functions that were seen themselves may be asked for attributes, also where none was called.
     """
@@ -305,12 +305,12 @@ def _forget(code: CodeType) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Dynamo warns of what it does itself."""
+    """Silence warnings that Dynamo raises about its own code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def first_line(reason: Exception) -> str:
-    """What an error says, in a line."""
+    """First line of an error message."""
     return (str(reason).strip().splitlines() or [type(reason).__name__])[0]

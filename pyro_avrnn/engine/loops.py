@@ -164,7 +164,7 @@ class Loop:
             n: next(found) if here else None for n, here in zip(wanted, present, strict=True)
         }
         index = dict(zip(self.cotangents, self.live, strict=True))
-        #: which states and results depend on an input, within its step
+        #: indices of the states and results that depend on an input within its step
         self.read_by = {
             n: {index[c] for c in nodes_for([gradient], ()) if c in index}
             for n, gradient in self.gradients.items()
@@ -276,10 +276,10 @@ class Loop:
     def laid(
         self, cotangents: Sequence[Tensor | None], states: Sequence[Tensor], length: int
     ) -> list[Tensor]:
-        """Cotangents as a backward loop takes them: of results, then of states ``(T + 1, ...)``.
+        """Cotangents in the order of a backward loop: results, then states ``(T + 1, ...)``.
 
         Args:
-            cotangents: of states and results; None for those that nothing depends on.
+            cotangents: of states and results; None for unused ones.
             states: before each step.
             length: T.
         """
@@ -307,12 +307,12 @@ class Loop:
         found: Sequence[Sequence[Tensor]],
         unused: set[int],
     ) -> list[Tensor | None]:
-        """Gradients of all inputs, from what a backward loop gave.
+        """Compute the gradients of all inputs from the results of a backward loop.
 
         Args:
             kept: constants, rows, states and saved values, of all steps.
             cotangents: of the results, then of the states ``(T + 1, ...)``.
-            unused: which results nothing depends on; what only they read has no gradient.
+            unused: indices of unused results; inputs of these alone have no gradient.
             found: of the states, of constants that are summed in the loop, and ``stacked``; from
                 C those of ``deferred``, too.
         """
@@ -340,7 +340,7 @@ _LINEAR = {aten.neg.default, aten.slice_backward.default, aten.select_backward.d
 
 
 def _example(node: fx.Node) -> Tensor:
-    """The value of a node, or zeros like it where no memory was kept for it."""
+    """The example value of a node, or zeros of its shape where it was dropped."""
     made = value(node).detach()
     if made.device == node.meta.get("device", made.device):
         return made
@@ -387,7 +387,7 @@ def leaves(formula: Any) -> list[fx.Node]:
 
 
 def sums_of(gradients: Iterable[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Products and sums of a step that gradients are made of, and what is made of them."""
+    """Split gradients into the products and sums of one step, and the nodes computed from them."""
     first: dict[fx.Node, None] = {}
     last: dict[fx.Node, None] = {}
 
@@ -438,7 +438,7 @@ def gather(state: Tensor, parents: Tensor | None, out: Tensor) -> None:
 
 
 def give_back(gradient: Tensor, parents: Tensor | None) -> None:
-    """The gradient of what ``gather`` took from, in place of that of what it gave."""
+    """Turn the gradient of ``gather``'s result into that of its input, in place."""
     if parents is not None:
         whole = torch.zeros_like(gradient).scatter_add_(0, _index(parents, gradient), gradient)
         gradient.copy_(whole)

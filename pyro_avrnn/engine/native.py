@@ -1,4 +1,4 @@
-"""A loop in C: forward and backward of all steps, each one call.
+"""Runs the loop in C, with one call forward and one backward.
 
 The graph of a step is written as C with all sizes known: products by the ``gemm`` of
 :mod:`~pyro_avrnn.engine.c_code`, and what lies between two products fused into one loop over
@@ -111,7 +111,7 @@ class Native:
 
     @contextmanager
     def _calling(self, which: int, length: int, tensors: Sequence[Tensor]) -> Iterator[Any]:
-        """A function that runs steps from one number to another."""
+        """Yield a function ``(begin, end)`` that runs these steps."""
         scratch = self.local.__dict__.pop("scratch", None)  # of one run at a time
         scratch = torch.zeros(self.room, dtype=self.dtype) if scratch is None else scratch
         pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
@@ -171,7 +171,7 @@ class Native:
         return carry, sums, stacked, totals
 
     def _laid(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Inputs as the code was written for: constants with their strides, rows without gaps."""
+        """Inputs in the layout that the code expects: constants strided, rows contiguous."""
         made = []
         for i, given in enumerate(inputs):
             if i >= len(self.loop.fixed):

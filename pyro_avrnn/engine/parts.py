@@ -1,4 +1,4 @@
-"""A step taken apart by what its operations depend on.
+"""Splits a step into parts by what its operations depend on.
 
 | part | depends on | is run |
 |---|---|---|
@@ -31,7 +31,7 @@ _EMPTY = {aten.new_empty.default, aten.empty_like.default}
 
 @dataclass
 class Noise:
-    """A random operation of the step: drawn anew for every step, in the order of the loop."""
+    """A random operation of the step, drawn for every step in the order of the loop."""
 
     target: Any
     args: tuple[Any, ...]
@@ -39,12 +39,12 @@ class Noise:
     like: Tensor
 
     def __call__(self) -> Tensor:
-        """The noise of one step."""
+        """Draw the noise of one step."""
         made: Tensor = self.target(*self.args, **self.kwargs)
         return made
 
     def of(self, steps: int) -> Tensor:
-        """The noise of several steps, drawn by one call."""
+        """Draw the noise of several steps by one call."""
 
         def longer(given: Any) -> Any:
             if isinstance(given, Tensor):
@@ -55,7 +55,7 @@ class Noise:
         return made
 
     def flows(self) -> bool:
-        """Whether one call for all steps gives the numbers that one a step would."""
+        """Whether one call for all steps draws the same numbers as one call a step."""
         if self.like.device.type != "cpu" or self.like.numel() % 16:  # torch draws in sixteens
             return False
         with torch.random.fork_rng([]):
@@ -129,7 +129,7 @@ class Parts:
         return list(self.graph.graph.output_node().args[0])
 
     def _late(self) -> list[int]:
-        """States of which all that they depend on is known before the loop."""
+        """States that depend only on values known before the loop."""
         if self.shown is not None:
             return []
         stage, ahead = self._stages(), self._ends()
@@ -186,10 +186,10 @@ class Parts:
     # pieces
 
     def moving(self, *, whole: bool) -> Part | None:
-        """All but the static part, as one: the states that change go in and come out first.
+        """All parts but the static one as a single part; changing states come first.
 
         Args:
-            whole: the static part, too; None if it gives some of the outputs.
+            whole: include the static part; the result is None if an output is static.
         """
         stage = self._stages()
         states = [i for i in range(len(self.state)) if i not in self.constant]
@@ -254,7 +254,7 @@ class Parts:
 
 
 def _whole(nodes: set[fx.Node]) -> set[fx.Node]:
-    """With all items of operations that give several tensors, which are never kept as they are."""
+    """Add the items of operations with several results, which cannot be stored whole."""
     return nodes | {u for n in nodes for u in n.users if u.target is operator.getitem}
 
 
@@ -269,7 +269,7 @@ def _check(graph: fx.GraphModule) -> None:
 
 
 def _take_noise(graph: fx.GraphModule) -> dict[fx.Node, Noise]:
-    """Random operations, each replaced by an input."""
+    """Replace every random operation by an input, and return how it is drawn."""
     found: dict[fx.Node, Noise] = {}
     last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.graph.nodes):

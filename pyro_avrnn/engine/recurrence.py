@@ -1,4 +1,4 @@
-"""A step for given shapes, run for any number of steps."""
+"""Runs a captured step for any number of steps."""
 
 import subprocess
 import warnings
@@ -58,7 +58,7 @@ class _Run(torch.autograd.Function):
 
 @cache
 def warn(reason: str) -> None:
-    """Say why nothing is compiled, once for each reason."""
+    """Warn that nothing is compiled, once for each reason."""
     warnings.warn(
         f"compile=True has no effect here ({reason[:200]}): it needs a C compiler, and operations "
         "that engine/c_operations.py knows; the recurrence runs uncompiled, with the same results",
@@ -67,7 +67,7 @@ def warn(reason: str) -> None:
 
 
 class Recurrence:
-    """A graph of a step, as a function of all steps.
+    """A captured step as a function of all steps.
 
     Args:
         graph: of the step.
@@ -158,7 +158,7 @@ class Recurrence:
         choose: Choose | None,
         native: Native | None,
     ) -> tuple[Tensor, ...]:
-        """What the loop gives, all steps of it."""
+        """Run the loop, and return the results of all steps."""
         loop = self.loop
         if loop is None:
             return ()
@@ -186,7 +186,7 @@ class Recurrence:
 
     @cached_property
     def native(self) -> Native | None:
-        """The loop in C; None, with a warning, if that cannot be.
+        """The loop in C, or None with a warning where that is impossible.
 
         The whole step is in it, unless that would repeat at every step what all steps share, or
         the matrices that every step would read anew are large, or it has operations that only
@@ -225,7 +225,7 @@ class Recurrence:
         inputs: Sequence[Tensor],
         choose: Choose | None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """All steps, by :attr:`native`."""
+        """Run all steps by :attr:`native`."""
         parts, length, part = self.parts, len(inputs[0]), native.loop.part
         known = dict(zip(parts.read, read, strict=True)) | dict(
             zip(parts.state, state, strict=True)
@@ -254,11 +254,11 @@ class Recurrence:
         return Loop(part, states, fixed, learning, self.shown)
 
     def _same(self) -> set[fx.Node]:
-        """What is the same at every step."""
+        """Nodes with the same value at every step."""
         return {*self.parts.static.inputs, *self.parts.static.outputs}
 
     def _static(self, read: Sequence[Tensor], state: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
-        """All that is the same at every step, under autograd."""
+        """Values that are the same at every step, under autograd."""
         parts = self.parts
         known = dict(zip(parts.read, read, strict=True))
         known |= {parts.state[i]: state[i] for i in parts.constant}
@@ -268,7 +268,7 @@ class Recurrence:
     def _ahead(
         self, read: Sequence[Tensor], state: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> dict[fx.Node, Tensor]:
-        """All that is known before the loop, under autograd."""
+        """Values that are known before the loop, under autograd."""
         parts, length = self.parts, len(inputs[0])
         known = self._static(read, state)
         fixed = set(known)
@@ -313,7 +313,7 @@ class Recurrence:
             rows[node][t] = noise()
 
     def _drawing(self, choose: Choose, known: dict[fx.Node, Tensor], length: int) -> Choose:
-        """Noise for a step is drawn after it is known which particles go on to it."""
+        """Draw the noise of a step after the choice of particles that reach it."""
 
         def choose_and_draw(t: int, *shown: Tensor) -> Tensor | None:
             parents = choose(t, *shown)

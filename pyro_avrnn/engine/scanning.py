@@ -64,7 +64,7 @@ _ON = ContextVar("on", default=True)
 
 
 class Path(NamedTuple):
-    """What a scan gives."""
+    """States and outputs of all steps."""
 
     states: Any  # before each step and after the last, leaves (T + 1, ...)
     outputs: Any  # leaves (T, ...)
@@ -89,7 +89,7 @@ def scan(
     choose: Choose | None = None,
     compile: bool = False,
 ) -> Path | None:
-    """All steps, or None where a plain loop must do them; the log says why.
+    """Run all steps, or return None where only a plain loop can; the log says why.
 
     Args:
         step: ``step(*of, state, inputs) -> (next state, outputs)``; with ``choose`` there is a
@@ -127,7 +127,7 @@ def scan(
 
 
 def captures(owner: Any) -> list[Recurrence | None]:
-    """What was captured of steps of a module; None stands for one that runs step by step."""
+    """Captures of a module's steps; None stands for a step that cannot be captured."""
     graphs = [graph for front in _FRONTS.get(owner, {}).values() for graph in front.graphs]
     return [recurrence for graph in graphs for recurrence in graph.made.values()]
 
@@ -140,7 +140,7 @@ def _capture(
     inputs: Any,
     chosen: bool,
 ) -> Recurrence | None:
-    """The recurrence of this step, or None, with the reason in the log."""
+    """Capture this step; None if that is impossible, with the reason in the log."""
     few = pytree.tree_map(lambda x: _leaf(x[:2]), inputs)
     first, read = pytree.tree_map(_leaf, state), [torch.as_tensor(r) for r in selected.read]
     shown = selected.graph.spec.children()[2].num_leaves if chosen else None
@@ -163,10 +163,10 @@ def check(
     state: Any,
     inputs: Any,
 ) -> None:
-    """That a recurrence is what it was made from, values and gradients, on examples.
+    """Compare values and gradients of a recurrence with those of the step itself, on examples.
 
     Raises:
-        Uncapturable: it is not; such as a step that computes something else every time.
+        Uncapturable: they differ, as for a step that computes something else every time.
     """
     now, rows = pytree.tree_leaves(state), pytree.tree_leaves(inputs)
     nested = pytree.tree_structure(inputs)
@@ -229,7 +229,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def _watched() -> bool:
-    """Whether somebody looks on, or the numbers are others than they seem."""
+    """Whether hooks, autocast or function transforms are active."""
     autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
     return autocast or any(_OF_ALL) or torch._C._functorch.peek_interpreter_stack() is not None
 

@@ -86,7 +86,7 @@ class Writer:
         self.memory: dict[fx.Node, Place] = {}  # of nodes that are written to memory
 
     def ref(self, thing: Any) -> str:
-        """How the body of the loop speaks of a value."""
+        """Source text that refers to a value in the body of the loop."""
         if isinstance(thing, list | tuple):
             return f"[{', '.join(map(self.ref, thing))}]"
         if isinstance(thing, fx.Node):
@@ -100,7 +100,7 @@ class Writer:
         return self.rows.setdefault(name, f"r_{name}")
 
     def constant(self, thing: Any, name: str = "") -> str:
-        """A name for an object, such as this one."""
+        """A name for an object in the source."""
         name = name or str(getattr(thing, "__name__", thing)).rpartition(".")[2]
         name = f"op_{name}" if name.isidentifier() else f"op_{len(self.names)}"
         while self.names.setdefault(name, thing) is not thing:
@@ -123,7 +123,7 @@ class Writer:
         return f"torch.empty(({lead}{shape}), dtype={dtype}, device={device})"
 
     def write(self) -> None:
-        """All nodes."""
+        """Write all nodes."""
         for node in self.nodes:
             kinds = {self.places[n].kind for n in node.all_input_nodes}
             if node.op == "get_attr":
@@ -192,7 +192,7 @@ class Writer:
         return pays(len(left), right)
 
     def reserve(self, node: fx.Node, expression: str | None = None, rows: bool = False) -> None:
-        """Memory of a node, new if no expression says where."""
+        """Reserve memory for a node: new, or that of an expression."""
         name, example = f"m_{node.name}", value(node)
         if expression is None:
             rows = node in self.bases
@@ -213,7 +213,7 @@ class Writer:
     def function(
         self, name: str, arguments: Sequence[str], end: Sequence[str], result: str, step: str = ""
     ) -> Callable[..., Any]:
-        """The whole as a function; ``step`` is "[::-1]" for a loop that runs backwards."""
+        """Compile the function; ``step`` is "[::-1]" for a loop that runs backwards."""
         lists = [f"{name}.unbind(0){step}" for name in self.rows]
         body = [*self.body, *end] or ["pass"]
         lines = [f"def {name}(T, {', '.join(arguments)}):", *_indent(self.before, 4)]

@@ -196,7 +196,7 @@ def cell(deep: bool) -> Way:
 
 
 def of(attribute: Any, change: Callable[[Any], Any], read: Callable[[Any], Any]) -> Way:
-    """A value in an attribute of the guide, multiplied by."""
+    """A value in an attribute of the guide, which multiplies the mean."""
     return Way(
         lambda guide, x: read(guide.own) * x,
         change,
@@ -295,7 +295,7 @@ WAYS: dict[str, Callable[[], Way]] = {
     "None": lambda: rebound(None, 2.0, lambda own: 1.0 if own is None else own),
     "a complex number": lambda: rebound(1 + 1j, 2 + 1j, lambda own: own.real),
     "an int for a float": lambda: rebound(1.0, 2),
-    "a float just beside it": lambda: rebound(1.0, 1.001),
+    "a nearby float": lambda: rebound(1.0, 1.001),
     "infinity": lambda: rebound(1.0, float("inf"), lambda own: 1.0 if own == 1.0 else 0.5),
     # containers
     "a list": lambda: rebound([1.0], [2.0], lambda own: own[0]),
