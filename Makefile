@@ -104,9 +104,10 @@ handbrakes: .venv/.installed  ## what holds a training on TIMIT back, 3 seeds
 	$(BIN)/avrnn compare --data vowels --seeds 3 --resume --out examples/results/handbrakes-vowels \
 		--rows $(CLIPS:%=elbo-annealed:clip_norm=%) $(CLIPS:%=elbo-annealed:batches=sorted-rest,clip_norm=%)
 
-# Baselines: the same random search for every row, on validation; then the winners with 3 seeds. LibriSpeech takes
-# the winners of TIMIT, the other piano rolls those of JSB. `make baselines-timit` is one set, OF_timit its options,
-# STEPS_timit the steps of search and run: a search with fewer steps prefers learning rates that overfit in the run.
+# Baselines: the same random search for every row, on validation; then the winners with 3 seeds. LibriSpeech and the
+# levels of TIMIT (bits) take the winners of TIMIT, the other piano rolls those of JSB. `make baselines-timit` is one
+# set, OF_timit its options, STEPS_timit the steps of search and run: a search with fewer steps prefers learning rates
+# that overfit in the run.
 SPOKEN_SETS := timit vowels librispeech digits bits
 AGAINST := adversarial-timit adversarial-vowels
 PLAYED := jsb nottingham piano
@@ -118,7 +119,6 @@ RATES_jsb := lr=0.002~0.01
 SPACE := kl=0>1@0.1|0>1@0.25|0>1@0.5
 TRIALS := 5
 TRIALS_vowels := 12
-TRIALS_bits := 3
 WAVES := --z-dim 16 --h-dim 128 --batch-size 32
 OF_timit := --data $(TIMIT) $(WAVES)
 OF_librispeech := --data $(DATA)/librispeech_100spk.zip $(WAVES)
@@ -133,7 +133,6 @@ STEPS_bits := 800
 SPACE_timit := features=mlp|loudness dropout=0|0.1
 SPACE_vowels := clip_norm=10x|1x dropout=0|0.1 activation=relu|silu
 SPACE_digits := clip_norm=10x|1x dropout=0|0.1 activation=relu|silu
-SPACE_bits := features=mlp|loudness
 MORE_bits := emission=autoregressive,components=3,width=32
 comma := ,
 
@@ -149,6 +148,9 @@ FIXED_adversarial-timit := lr=0.0023 kl=0>1@0.25 features=loudness dropout=0
 STEPS_adversarial-vowels := 1500
 SPACE_adversarial-timit := weight=0>1@0.5|0>10@0.5|0>100@0.5|0>1000@0.5|30 adversarial_lr=0.00005|0.0005
 SPACE_adversarial-vowels := $(SPACE_vowels) weight=0>0.3@0.5|0>3@0.5|0>30@0.5|30 adversarial_lr=0.00005|0.0005
+
+# The RNN of TIMIT overfitted, its winner has dropout: in bits it also runs with the settings of the VRNNs.
+ALSO_bits := rnn:lr=0.0023,features=loudness,dropout=0,$(MORE_bits)
 
 # Five draws choose weight and settings of a critic together, so two more rows add a weak critic to the ELBO's winner.
 WINNER_vowels := guide=filtering,lr=0.0023,kl=0>1@0.25,clip_norm=1x,dropout=0,activation=silu
@@ -167,11 +169,14 @@ STEPS_jsb := 2000
 STEPS_nottingham := 2000
 STEPS_piano := 2000
 
-rows_of = $(or $(ROWS_$(1)),$(if $(MORE_$(1)),rnn:$(MORE_$(1)) $(GUIDES:%=%$(comma)$(MORE_$(1))),rnn $(GUIDES)))
+rows_of = $(or $(ROWS_$(1)),rnn $(GUIDES))
 LIKE_librispeech := timit
+LIKE_bits := timit
 LIKE_nottingham := jsb
 LIKE_piano := jsb
 TUNED = examples/results/tune-baselines-$(or $(LIKE_$(1)),$(1))
+# MORE_set is appended to every row, winners of another set among them.
+winners_of = $(if $(MORE_$(1)),$(call quoted,$(shell sed 's/$$/,$(MORE_$(1))/' $(TUNED)/rows.txt)),@$(TUNED)/rows.txt)
 RUN := --compile --lr-decay cosine --validate-every 100 --patience 10 --resume
 
 .PHONY: $(SETS:%=baselines-%) $(SETS:%=tune-baselines-%)
@@ -185,7 +190,7 @@ $(SETS:%=tune-baselines-%): tune-baselines-%: .venv/.installed
 
 $(SETS:%=baselines-%): baselines-%: tune-baselines-%
 	$(BIN)/avrnn compare $(OF_$*) $(RUN) --steps $(STEPS_$*) --seeds 3 \
-		--rows @$(call TUNED,$*)/rows.txt $(call quoted,$(ALSO_$*)) --out examples/results/baselines-$*
+		--rows $(call winners_of,$*) $(call quoted,$(ALSO_$*)) --out examples/results/baselines-$*
 
 exact: .venv/.installed  ## bounds, filters and guides against exact answers, 15 seconds
 	$(STUDY)/exact_references.py --out examples/results/exact
