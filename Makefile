@@ -129,7 +129,7 @@ STEPS_timit := 1500
 STEPS_librispeech := 1500
 STEPS_vowels := 1500
 STEPS_digits := 1000
-STEPS_bits := 800
+STEPS_bits := 500
 SPACE_timit := features=mlp|loudness dropout=0|0.1
 SPACE_vowels := clip_norm=10x|1x dropout=0|0.1 activation=relu|silu
 SPACE_digits := clip_norm=10x|1x dropout=0|0.1 activation=relu|silu
