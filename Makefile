@@ -107,7 +107,7 @@ handbrakes: .venv/.installed  ## what holds a training on TIMIT back, 3 seeds
 # Baselines: the same random search for every row, on validation; then the winners with 3 seeds. LibriSpeech and the
 # levels of TIMIT (bits) take the winners of TIMIT, the other piano rolls those of JSB. `make baselines-timit` is one
 # set, OF_timit its options, STEPS_timit the steps of search and run: a search with fewer steps prefers learning rates
-# that overfit in the run.
+# that overfit in the run. Where the rate is given, SEARCH_set steps do.
 SPOKEN_SETS := timit vowels librispeech digits bits
 AGAINST := adversarial-timit adversarial-vowels
 PLAYED := jsb nottingham piano
@@ -119,6 +119,7 @@ RATES_jsb := lr=0.002~0.01
 SPACE := kl=0>1@0.1|0>1@0.25|0>1@0.5
 TRIALS := 5
 TRIALS_vowels := 12
+TRIALS_adversarial-timit := 10
 WAVES := --z-dim 16 --h-dim 128 --batch-size 32
 OF_timit := --data $(TIMIT) $(WAVES)
 OF_librispeech := --data $(DATA)/librispeech_100spk.zip $(WAVES)
@@ -144,6 +145,7 @@ ROWS_adversarial-vowels := $(ROWS_adversarial-timit)
 OF_adversarial-timit := $(OF_timit)
 OF_adversarial-vowels := $(OF_vowels)
 STEPS_adversarial-timit := 1500
+SEARCH_adversarial-timit := 500
 FIXED_adversarial-timit := lr=0.0023 kl=0>1@0.25 features=loudness dropout=0
 STEPS_adversarial-vowels := 1500
 SPACE_adversarial-timit := weight=0>1@0.5|0>10@0.5|0>100@0.5|0>1000@0.5|30 adversarial_lr=0.00005|0.0005
@@ -185,7 +187,7 @@ adversarial: $(AGAINST:%=baselines-%)  ## the ELBO against the critics in the sa
 chords: $(PLAYED:%=baselines-%)  ## RNN and VRNN with autoregressive emissions on piano rolls, tuned, 3 seeds
 
 $(SETS:%=tune-baselines-%): tune-baselines-%: .venv/.installed
-	$(if $(SPACE_$*),$(BIN)/avrnn tune $(OF_$*) $(RUN) --steps $(STEPS_$*) --trials $(or $(TRIALS_$*),$(TRIALS)) \
+	$(if $(SPACE_$*),$(BIN)/avrnn tune $(OF_$*) $(RUN) --steps $(or $(SEARCH_$*),$(STEPS_$*)) --trials $(or $(TRIALS_$*),$(TRIALS)) \
 		--space $(call quoted,$(or $(FIXED_$*),$(or $(RATES_$*),$(RATES)) $(SPACE)) $(SPACE_$*)) --rows $(call quoted,$(call rows_of,$*)) --out $(call TUNED,$*))
 
 $(SETS:%=baselines-%): baselines-%: tune-baselines-%

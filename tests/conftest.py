@@ -10,6 +10,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from pyro_avrnn import engine
+
 matplotlib.use("Agg")
 # which tells pytest of every step of every trace
 logging.getLogger("torch.__trace").propagate = False
@@ -36,6 +38,19 @@ def _clean_slate() -> Iterator[None]:
     changed = [name for name, read in GLOBALS.items() if read() != before[name]]
     torch.set_default_dtype(torch.float32)
     assert not changed, f"a test changed torch's {', '.join(changed)}"
+
+
+@pytest.fixture(autouse=True)
+def _steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Steps run as written, here and in processes of a test's own, but in tests of the fast path.
+
+    To capture a step takes a second, and five more in a new process.
+    """
+    fast = request.node.get_closest_marker("fast_path") is not None
+    if not fast:
+        monkeypatch.setenv("PYRO_AVRNN_PLAIN_LOOP", "1")
+    with engine.switched(fast):
+        yield
 
 
 @pytest.fixture(scope="session")

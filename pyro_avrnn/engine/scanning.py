@@ -42,8 +42,9 @@ How this step becomes a loop, and who does it:
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -60,7 +61,8 @@ _log = logging.getLogger(__name__)
 #: a capture costs as much as a hundred steps or so; shorter sequences are not worth one
 LEAST_STEPS = 16
 _FRONTS: WeakKeyDictionary[Any, dict[Any, Front]] = WeakKeyDictionary()
-_ON = ContextVar("on", default=True)
+#: set in the environment of a process, it takes the plain loop: for debuggers, and for short tests
+_ON = ContextVar("on", default="PYRO_AVRNN_PLAIN_LOOP" not in os.environ)
 
 
 class Path(NamedTuple):
@@ -71,13 +73,18 @@ class Path(NamedTuple):
 
 
 @contextmanager
-def switched_off() -> Iterator[None]:
-    """Rollouts run step by step in here: for second derivatives, or to see each step."""
-    before = _ON.set(False)
+def switched(on: bool) -> Iterator[None]:
+    """Whether scans in here run as one function, if they can."""
+    before = _ON.set(on)
     try:
         yield
     finally:
         _ON.reset(before)
+
+
+def switched_off() -> AbstractContextManager[None]:
+    """Rollouts run step by step in here: for second derivatives, or to see each step."""
+    return switched(False)
 
 
 def scan(

@@ -65,6 +65,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], status: in
     return lines[0]
 
 
+@pytest.mark.fast_path
 def test_a_comparison_in_worker_processes_writes_everything(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "demo"
     command = [sys.executable, "-m", "pyro_avrnn", "compare", *TINY]

@@ -6,7 +6,7 @@ filter. How a step is captured, and when it is not, is in ``test_engine_capture.
 
 import ctypes
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from pyro.infer import SVI
 from torch import Tensor, fx
 
@@ -36,17 +37,21 @@ from tests.unit.table import (
     prefix_mask,
 )
 
+pytestmark = pytest.mark.fast_path
 LENGTH = 5
 NEVER, ALWAYS = 10**9, 1  # the shortest sequence whose step is captured
 TERMS = ("log_prior", "log_emission", "log_proposal", "z", "h")
 COVER = {"-".join(call.values()): call for call in pairwise()}
-#: the other cases are slow
-SOME = [pytest.param(c, marks=pytest.mark.slow if i % 5 else ()) for i, c in enumerate(COVER)]
-IN_C = [pytest.param(c, marks=pytest.mark.slow if i % 6 else ()) for i, c in enumerate(COVER)]
 Found = dict[str, Tensor]
 in_c = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler"
 )
+
+
+def every(step: int, first: int = 0, of: Iterable[str] = COVER) -> list[ParameterSet]:
+    """All cases; those between are slow, as to capture a step takes a second."""
+    slow = pytest.mark.slow
+    return [pytest.param(c, marks=() if i % step == first else slow) for i, c in enumerate(of)]
 
 
 @contextmanager
@@ -105,9 +110,7 @@ def filtered(**options: Any) -> FIVO:
 # ---- every model and guide ----
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.slow if i % 5 else ()) for i, c in enumerate(ALL)]
-)
+@pytest.mark.parametrize("case", every(13, of=ALL))
 def test_the_fast_path_is_the_loop(case: str) -> None:
     recipe = ALL[case]()
     x = observations(recipe, 2, LENGTH)
@@ -118,7 +121,7 @@ def test_the_fast_path_is_the_loop(case: str) -> None:
 
 
 @in_c
-@pytest.mark.parametrize("case", [*IN_C, "dsae-mixture-full"])
+@pytest.mark.parametrize("case", [*every(17, 5), "dsae-mixture-full"])
 def test_the_loop_in_c_is_the_loop(case: str) -> None:
     recipe = build(**COVER[case]) if case in COVER else ALL[case]()
     x = observations(recipe, 2, LENGTH)
@@ -129,7 +132,7 @@ def test_the_loop_in_c_is_the_loop(case: str) -> None:
 
 
 @in_c
-@pytest.mark.parametrize("case", [*IN_C, "dsae-mixture-full", "dsae-normal"])
+@pytest.mark.parametrize("case", [*every(11), "dsae-mixture-full", "dsae-normal"])
 def test_bounds_in_c_are_those_of_the_loop(case: str) -> None:
     recipe = build(**COVER[case]) if case in COVER else ALL[case]()
     x, loss = observations(recipe, 2, LENGTH), IWAE if "flow" in case else ELBO
@@ -140,7 +143,7 @@ def test_bounds_in_c_are_those_of_the_loop(case: str) -> None:
 
 
 @in_c
-@pytest.mark.parametrize("case", IN_C)
+@pytest.mark.parametrize("case", every(13, 6))
 @pytest.mark.filterwarnings("ignore:compile=True has no effect here")
 def test_filters_in_c_are_those_of_the_loop(case: str) -> None:
     recipe = build(**COVER[case])
@@ -186,7 +189,7 @@ def test_what_looks_at_distributions_gets_them() -> None:
     bounded(recipe, x, ALWAYS, Own(compile=True))
 
 
-@pytest.mark.parametrize("case", SOME)
+@pytest.mark.parametrize("case", every(17, 2))
 def test_filters_and_segments_of_the_fast_path_are_those_of_the_loop(case: str) -> None:
     recipe = build(**COVER[case])
     x = observations(recipe, 2, LENGTH)

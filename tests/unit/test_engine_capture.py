@@ -42,6 +42,7 @@ from tests.unit.test_engine import (
     rolled,
 )
 
+pytestmark = pytest.mark.fast_path
 B = 2
 
 

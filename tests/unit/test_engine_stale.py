@@ -30,6 +30,7 @@ from pyro_avrnn.recipes import Recipe
 from tests.unit.table import assert_all_close, build, observations
 from tests.unit.test_engine import ALWAYS, NEVER, Found, captured_from, in_c, mixed, rolled
 
+pytestmark = pytest.mark.fast_path
 LENGTH = 40
 
 

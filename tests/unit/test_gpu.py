@@ -33,6 +33,7 @@ MODELS = {
 }
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.fast_path,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
 ]
 

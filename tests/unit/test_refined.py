@@ -88,6 +88,7 @@ def test_with_a_silent_critic_it_is_its_base(prior: str) -> None:
     torch.testing.assert_close(d.log_prior, torch.where(d.mask, d.prior.base.log_prob(d.z), 0.0))
 
 
+@pytest.mark.fast_path
 @pytest.mark.parametrize("base", ["vrnn", "srnn", "dmm", "dsae"])
 def test_captured_as_written_recomputed_and_traced_alike(base: str) -> None:
     r, (x, mask) = refined(base), data()
