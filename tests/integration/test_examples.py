@@ -1,17 +1,23 @@
 """Every example runs from the command line, in an empty folder, and is short enough to read."""
 
 import json
+import multiprocessing
 import os
-import subprocess
+import runpy
 import sys
+import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 LESSONS = sorted((ROOT / "examples").glob("*.py"))
 STUDIES = sorted((ROOT / "examples" / "studies").glob("*.py"))
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload(["pyro_avrnn.cli", "matplotlib.figure"])
 RUN = [*LESSONS, *(path for path in STUDIES if "__main__" in path.read_text())]
 
 
@@ -26,16 +32,36 @@ def test_an_example_is_short(path: Path) -> None:
     assert lines <= 80 if path in LESSONS else lines < 300
 
 
-def start(path: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run an example in this folder."""
-    return subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", str(path), *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
+class Done(NamedTuple):
+    """How an example ended, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def start(path: Path, folder: Path, *arguments: str) -> Done:
+    """Run an example in this folder, in a new process in which the libraries are loaded."""
+    streams = [folder / "stdout.txt", folder / "stderr.txt"]
+    process = FRESH.Process(target=_example, args=(path, folder, arguments, streams))
+    process.start()
+    process.join(300)
+    assert process.exitcode is not None, process.kill()
+    printed = [stream.read_text() for stream in streams]
+    for stream in streams:
+        stream.unlink()
+    return Done(process.exitcode, *printed)
+
+
+def _example(path: Path, folder: Path, arguments: tuple[str, ...], streams: list[Path]) -> None:
+    for number, stream in enumerate(streams, start=1):
+        with stream.open("w") as file:
+            os.dup2(file.fileno(), number)
+    os.chdir(folder)
+    sys.argv, sys.path[:0] = [str(path), *arguments], [str(path.parent)]
+    warnings.simplefilter("error", UserWarning)
+    torch.set_num_threads(1)
+    runpy.run_path(str(path), run_name="__main__")
 
 
 def run(path: Path, folder: Path, *arguments: str) -> str:
