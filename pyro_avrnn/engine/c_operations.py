@@ -7,6 +7,10 @@ from typing import Any
 from pyro_avrnn.engine.capture import aten
 
 
+class Unsupported(Exception):
+    """An operation that the C writer does not know; the Python loop does."""
+
+
 def number(x: Any) -> str:
     """Format a number as a C literal."""
     if isinstance(x, bool | int) or math.isfinite(x):

@@ -8,7 +8,7 @@ from pyro_avrnn.engine.c_code import GRAM_LEAD, GRAM_ROWS
 from pyro_avrnn.engine.c_places import Ends, Place, contiguous, nest, padded
 from pyro_avrnn.engine.c_writer import Writer
 from pyro_avrnn.engine.capture import aten, value
-from pyro_avrnn.engine.loops import sums_of
+from pyro_avrnn.engine.sums import sums_of
 
 
 class Summing(Writer):

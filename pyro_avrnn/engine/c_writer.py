@@ -9,15 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from pyro_avrnn.engine.c_operations import EACH, FILLED, MOST, REDUCED, number
+from pyro_avrnn.engine.c_operations import EACH, FILLED, MOST, REDUCED, Unsupported, number
 from pyro_avrnn.engine.c_places import Ends, Place, contiguous, nest, padded
 from pyro_avrnn.engine.capture import aten, value
 from pyro_avrnn.engine.views import VIEWS
-
-
-class Unsupported(Exception):
-    """An operation that the C writer does not know; the Python loop does."""
-
 
 #: formulas: forward, or the sum and the result of the way back
 _SOFTMAX: dict[Any, tuple[str, tuple[str, str]]] = {

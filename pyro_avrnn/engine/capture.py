@@ -79,6 +79,15 @@ def value(node: fx.Node) -> Tensor:
     return node.meta["value"]
 
 
+def example(node: fx.Node) -> Tensor:
+    """The example value of a node, or zeros of its shape where it was dropped."""
+    made = value(node).detach()
+    if made.device == node.meta.get("device", made.device):
+        return made
+    shape, stride = made.shape, node.meta["stride"]
+    return made.new_empty_strided(shape, stride, device=node.meta["device"]).zero_()
+
+
 def drop_values(nodes: Iterable[fx.Node]) -> None:
     """Replace example values by metadata, so that no memory is held; indices keep theirs."""
     for node in nodes:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_avrnn.engine.capture import aten, changes, drop_values, nodes_for, traced, value
+from pyro_avrnn.engine.capture import aten, changes, drop_values, example, nodes_for, traced, value
+from pyro_avrnn.engine.choices import gather, give_back
 from pyro_avrnn.engine.front import Uncapturable
 from pyro_avrnn.engine.parts import Part
-from pyro_avrnn.engine.views import VIEWS, over_time
+from pyro_avrnn.engine.sums import leaves, seen, sum_over_steps, total
+from pyro_avrnn.engine.views import VIEWS
 from pyro_avrnn.engine.writer import INTO, Place, Writer, base
-from pyro_avrnn.products import times
 
 
 class Loop:
@@ -43,7 +44,7 @@ class Loop:
     ) -> None:
         self.shown = shown
         self.part, self.inputs, constant = part, part.inputs, set(fixed)
-        examples = [_example(node) for node in part.inputs]
+        examples = [example(node) for node in part.inputs]
         self.saved: list[fx.Node] = []
         if learns is None:
             self.graph = traced(part.module, examples)
@@ -189,7 +190,7 @@ class Loop:
         for node, gradient in self.gradients.items():
             if gradient is None or node in states:
                 continue
-            formula = _sum_over_steps(gradient, late) if node in fixed else None
+            formula = sum_over_steps(gradient, late) if node in fixed else None
             if formula is not None:
                 self.deferred[node] = formula
                 wanted += leaves(formula)
@@ -336,116 +337,9 @@ class Loop:
         return [None if n in idle else made.get(n) for n in nodes]
 
 
-_LINEAR = {aten.neg.default, aten.slice_backward.default, aten.select_backward.default}
-
-
-def _example(node: fx.Node) -> Tensor:
-    """The example value of a node, or zeros of its shape where it was dropped."""
-    made = value(node).detach()
-    if made.device == node.meta.get("device", made.device):
-        return made
-    shape, stride = made.shape, node.meta["stride"]
-    return made.new_empty_strided(shape, stride, device=node.meta["device"]).zero_()
-
-
 def _all_in(node: fx.Node, inputs: set[fx.Node]) -> bool:
     """Whether a node depends on these inputs alone."""
     return all(n.op != "placeholder" for n in nodes_for([node], inputs))
-
-
-def _sum_over_steps(node: fx.Node, late: set[fx.Node]) -> Any:
-    """A formula for the sum of a gradient over all steps, if it has one; else None."""
-    args = node.args
-    if node.target is aten.mm.default:
-        left, right = args
-        return ("mm", left.args[0], right) if left.target is aten.t.default else None
-    if node.target is aten.sum.dim_IntList and args[0] in late:
-        dims = [d % value(args[0]).ndim + 1 for d in args[1]]
-        return ("sum", args[0], dims, len(args) > 2 and args[2])
-    if node.target is aten.add.Tensor and not node.kwargs:
-        terms = [_sum_over_steps(n, late) if isinstance(n, fx.Node) else None for n in args]
-        return None if None in terms else ("add", *terms)
-    if node.target is aten.cat.default:
-        terms = [_sum_over_steps(n, late) for n in args[0]]
-        return None if None in terms else ("cat", args[1:], *terms)
-    linear = node.target in VIEWS or node.target in _LINEAR
-    if linear and not any(isinstance(n, fx.Node) for n in args[1:]):
-        inner = _sum_over_steps(args[0], late)
-        return None if inner is None else ("apply", node, inner)
-    return None
-
-
-def leaves(formula: Any) -> list[fx.Node]:
-    """The nodes that a formula needs the values of all steps of."""
-    kind, *parts = formula
-    if kind == "mm":
-        return parts
-    if kind == "sum":
-        return parts[:1]
-    inner = parts if kind == "add" else parts[1:]
-    return [leaf for part in inner for leaf in leaves(part)]
-
-
-def sums_of(gradients: Iterable[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Split gradients into the products and sums of one step, and the nodes computed from them."""
-    first: dict[fx.Node, None] = {}
-    last: dict[fx.Node, None] = {}
-
-    def visit(node: fx.Node) -> None:
-        if node.target in (aten.mm.default, aten.sum.dim_IntList):
-            first[node] = None
-        elif node not in last:
-            for source in node.all_input_nodes:
-                visit(source)
-            last[node] = None
-
-    for gradient in gradients:
-        visit(gradient)
-    return list(first), list(last)
-
-
-def total(formula: Any, known: dict[fx.Node, Tensor]) -> Tensor:
-    """The sum over all steps: of products, one product of all rows side by side."""
-    kind, *parts = formula
-    if kind == "mm":
-        left, right = (seen(n, known).flatten(0, 1) for n in parts)
-        return times(left.t(), right.t())
-    if kind == "sum":
-        node, dims, keep = parts
-        summed = seen(node, known).sum(dim=[0, *dims], keepdim=keep)
-        return summed[0] if keep else summed
-    if kind == "cat":
-        return aten.cat.default([total(part, known) for part in parts[1:]], *parts[0])
-    if kind == "add":
-        return sum(total(part, known) for part in parts[1:]) + total(parts[0], known)
-    node, inner = parts
-    return node.target(total(inner, known), *node.args[1:], **node.kwargs)
-
-
-def seen(node: fx.Node, known: dict[fx.Node, Tensor]) -> Tensor:
-    """The values of all steps, by views of what is known."""
-    if node not in known:
-        known[node] = over_time(node, seen(node.args[0], known), copies=True)
-    return known[node]
-
-
-def gather(state: Tensor, parents: Tensor | None, out: Tensor) -> None:
-    """The particles ``parents`` (K, B) of a state ``(K, B, ...)``, or all as they are."""
-    if parents is None:
-        out.copy_(state)
-    else:
-        out.copy_(state.gather(0, _index(parents, state)))
-
-
-def give_back(gradient: Tensor, parents: Tensor | None) -> None:
-    """Turn the gradient of ``gather``'s result into that of its input, in place."""
-    if parents is not None:
-        whole = torch.zeros_like(gradient).scatter_add_(0, _index(parents, gradient), gradient)
-        gradient.copy_(whole)
-
-
-def _index(parents: Tensor, state: Tensor) -> Tensor:
-    return parents.reshape(*parents.shape, *[1] * (state.ndim - 2)).expand_as(state)
 
 
 def _two(example: Tensor) -> Tensor:

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, fx
 
 from pyro_avrnn.engine.c_code import built, prelude
+from pyro_avrnn.engine.c_operations import Unsupported
 from pyro_avrnn.engine.c_places import Place, nest
 from pyro_avrnn.engine.c_sums import Summing
-from pyro_avrnn.engine.c_writer import Unsupported, Writer
+from pyro_avrnn.engine.c_writer import Writer
 from pyro_avrnn.engine.capture import nodes_for, value
-from pyro_avrnn.engine.loops import Loop, gather, give_back
+from pyro_avrnn.engine.choices import gather, give_back
+from pyro_avrnn.engine.loops import Loop
 
 
 class Native:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_avrnn.engine.batched import all_steps
-from pyro_avrnn.engine.c_writer import Unsupported
+from pyro_avrnn.engine.c_operations import Unsupported
 from pyro_avrnn.engine.capture import drop_values, traced, value
 from pyro_avrnn.engine.front import Graph, first_line
 from pyro_avrnn.engine.loops import Loop

@@ -8,6 +8,7 @@ FRONT, PARTS = "pyro_avrnn/engine/front.py", "pyro_avrnn/engine/parts.py"
 NATIVE, EXPRESSIONS = "pyro_avrnn/engine/native.py", "pyro_avrnn/engine/c_operations.py"
 WRITER, SUMS = "pyro_avrnn/engine/c_writer.py", "pyro_avrnn/engine/c_sums.py"
 C_CODE, LOOPS = "pyro_avrnn/engine/c_code.py", "pyro_avrnn/engine/loops.py"
+NOISE = "pyro_avrnn/engine/noise.py"
 IN_C = f"{ENGINE}::test_the_loop_in_c_is_the_loop"
 
 FAULTS = [
@@ -47,7 +48,7 @@ FAULTS = [
         (STALE,),
     ),
     Fault(
-        PARTS,
+        NOISE,
         "draws with probabilities of their step are noise",
         "if not all(map(_is_blank, given)):",
         "if False:",
@@ -160,7 +161,7 @@ FAULTS = [
         (f"{ENGINE}::test_gradients_of_what_all_steps_share",),
     ),
     Fault(
-        PARTS,
+        NOISE,
         "noise of all steps at once where torch draws other numbers",
         'if self.like.device.type != "cpu" or self.like.numel() % 16:',
         "return True\n        if False:",
