@@ -46,6 +46,7 @@ class Loop:
         self.part, self.inputs, constant = part, part.inputs, set(fixed)
         examples = [example(node) for node in part.inputs]
         self.saved: list[fx.Node] = []
+        self.sums: list[fx.Node] = []  # constants whose gradients are summed up in the loop
         if learns is None:
             self.graph = traced(part.module, examples)
             self.outputs = list(self.graph.graph.output_node().args[0])
@@ -183,7 +184,6 @@ class Loop:
         early |= {u for n in early for u in n.users if u.target is operator.getitem}
         states = set(self.before)
         self.deferred: dict[fx.Node, Any] = {}
-        self.sums: list[fx.Node] = []
         self.through = [n for n in self.before if self.gradients.get(n) is not None]
         self.of_rows = []
         wanted = []  # of all steps

@@ -234,14 +234,17 @@ def test_the_data_get_their_gradient() -> None:
     assert_captured(recipe)
 
 
-def test_without_gradients_nothing_is_kept_for_them() -> None:
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=in_c)])
+def test_without_gradients_nothing_is_kept_for_them(compile: bool) -> None:
     recipe = build("vrnn")
     x = observations(recipe, 2, LENGTH)
     found = []
     for least in (NEVER, ALWAYS):
         torch.manual_seed(3)
         with captured_from(least), torch.no_grad():
-            found.append(recipe.model.rollout(recipe.guide, x, None, 2).log_weight)
+            found.append(
+                recipe.model.rollout(recipe.guide, x, None, 2, compile=compile).log_weight
+            )
     assert_close(found[1], found[0])
     assert_captured(recipe)
     assert not found[1].requires_grad and not captures(recipe)[0].loop.saved

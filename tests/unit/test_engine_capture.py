@@ -7,10 +7,14 @@ plain loop is the reference throughout.
 import copy
 import gc
 import logging
+import os
+import subprocess
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
@@ -796,3 +800,21 @@ def test_a_filter_computes_the_densities_in_the_loop_but_differentiates_the_path
     expected = [(H, 13), (13, 2 * Z), (Z, H), (H, 3 * H), (H, 3 * H)]
     assert products(found.loop.late) == Counter((out, into) for into, out in expected)
     assert found.loop.sums == []
+
+
+def test_a_process_can_be_told_to_run_steps_as_written() -> None:
+    program = (
+        "import torch\n"
+        "from pyro_avrnn.engine import scan\n"
+        "def step(state, x):\n    return state + x, 2 * x\n"
+        "print(scan(step, (), torch.zeros(1), torch.ones(20, 1)) is None)\n"
+    )
+    for told, expected in (({}, "False\n"), ({"PYRO_AVRNN_PLAIN_LOOP": "1"}, "True\n")):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **told},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == expected, done.stderr
