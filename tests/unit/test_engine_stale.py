@@ -28,7 +28,16 @@ from pyro_avrnn.guides import FilteringGuide
 from pyro_avrnn.networks import diagonal_normal
 from pyro_avrnn.recipes import Recipe
 from tests.unit.table import assert_all_close, build, observations
-from tests.unit.test_engine import ALWAYS, NEVER, Found, captured_from, in_c, mixed, rolled
+from tests.unit.test_engine import (
+    ALWAYS,
+    NEVER,
+    Found,
+    captured_from,
+    every,
+    in_c,
+    mixed,
+    rolled,
+)
 
 pytestmark = pytest.mark.fast_path
 LENGTH = 40
@@ -547,10 +556,7 @@ def both(recipe: Recipe, **options: Any) -> tuple[Found, Found]:
     return fast, looped
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(w, marks=pytest.mark.slow if i % 3 == 2 else ()) for i, w in enumerate(WAYS)],
-)
+@pytest.mark.parametrize("name", every(2, of=WAYS))
 def test_a_change_is_seen(name: str, compile: bool = False) -> None:
     way = WAYS[name]()
     recipe = made(way)
@@ -565,7 +571,7 @@ def test_a_change_is_seen(name: str, compile: bool = False) -> None:
 
 
 @in_c
-@pytest.mark.parametrize("name", [*WAYS][::8])
+@pytest.mark.parametrize("name", [*WAYS][::16])
 def test_a_change_is_seen_in_c(name: str) -> None:
     test_a_change_is_seen(name, compile=True)
 
