@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from pyro_avrnn import engine
+from pyro_avrnn.engine.scanning import switched
 
 matplotlib.use("Agg")
 # which tells pytest of every step of every trace
@@ -49,7 +49,7 @@ def _steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     fast = request.node.get_closest_marker("fast_path") is not None
     if not fast:
         monkeypatch.setenv("PYRO_AVRNN_PLAIN_LOOP", "1")
-    with engine.switched(fast):
+    with switched(fast):
         yield
 
 

@@ -61,8 +61,8 @@ _log = logging.getLogger(__name__)
 #: a capture costs as much as a hundred steps or so; shorter sequences are not worth one
 LEAST_STEPS = 16
 _FRONTS: WeakKeyDictionary[Any, dict[Any, Front]] = WeakKeyDictionary()
-#: set in the environment of a process, it takes the plain loop: for debuggers, and for short tests
-_ON = ContextVar("on", default="PYRO_AVRNN_PLAIN_LOOP" not in os.environ)
+#: the environment may ask for the plain loop: for debuggers, and for short tests
+_ON = ContextVar("on", default=os.environ.get("PYRO_AVRNN_PLAIN_LOOP", "0") in ("", "0"))
 
 
 class Path(NamedTuple):

@@ -1,4 +1,4 @@
-"""Every example runs from the command line, in an empty folder, and is short enough to read."""
+"""Every example runs as from the command line, in an empty folder, and is short to read."""
 
 import json
 import multiprocessing
@@ -46,7 +46,9 @@ def start(path: Path, folder: Path, *arguments: str) -> Done:
     process = FRESH.Process(target=_example, args=(path, folder, arguments, streams))
     process.start()
     process.join(300)
-    assert process.exitcode is not None, process.kill()
+    if process.exitcode is None:
+        process.kill()
+        pytest.fail(f"{path.name} has not ended within five minutes")
     printed = [stream.read_text() for stream in streams]
     for stream in streams:
         stream.unlink()

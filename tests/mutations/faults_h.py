@@ -8,7 +8,8 @@ FRONT, PARTS = "pyro_avrnn/engine/front.py", "pyro_avrnn/engine/parts.py"
 NATIVE, EXPRESSIONS = "pyro_avrnn/engine/native.py", "pyro_avrnn/engine/c_operations.py"
 WRITER, SUMS = "pyro_avrnn/engine/c_writer.py", "pyro_avrnn/engine/c_sums.py"
 C_CODE, LOOPS = "pyro_avrnn/engine/c_code.py", "pyro_avrnn/engine/loops.py"
-NOISE = "pyro_avrnn/engine/noise.py"
+NOISE, OVER_STEPS = "pyro_avrnn/engine/noise.py", "pyro_avrnn/engine/sums.py"
+CHOICES, SCANNING = "pyro_avrnn/engine/choices.py", "pyro_avrnn/engine/scanning.py"
 IN_C = f"{ENGINE}::test_the_loop_in_c_is_the_loop"
 
 FAULTS = [
@@ -180,5 +181,54 @@ FAULTS = [
         "switch (M - m) {{",
         "switch (0) {{",
         (f"{ENGINE}::test_products_of_any_size_in_c",),
+    ),
+    Fault(
+        LOOPS,
+        "a loop without gradients does not know that it sums none",
+        "self.sums: list[fx.Node] = []  # constants",
+        "self.sums = [] if learns is not None else None  # constants",
+        (f"{ENGINE}::test_without_gradients_nothing_is_kept_for_them",),
+    ),
+    Fault(
+        OVER_STEPS,
+        "of a sum of gradients the first term counts",
+        "return sum(total(part, known) for part in parts[1:]) + total(parts[0], known)",
+        "return total(parts[0], known)",
+        (f"{ENGINE}::test_the_fast_path_is_the_loop",),
+    ),
+    Fault(
+        OVER_STEPS,
+        "gradients of joined pieces change places",
+        "[total(part, known) for part in parts[1:]]",
+        "[total(part, known) for part in reversed(parts[1:])]",
+        (f"{ENGINE}::test_the_fast_path_is_the_loop", CAPTURE),
+    ),
+    Fault(
+        OVER_STEPS,
+        "a sum of all steps is taken along the wrong dimension",
+        "dims = [d % value(args[0]).ndim + 1 for d in args[1]]",
+        "dims = [(d + 1) % value(args[0]).ndim + 1 for d in args[1]]",
+        (f"{ENGINE}::test_the_fast_path_is_the_loop",),
+    ),
+    Fault(
+        CHOICES,
+        "of two particles of one parent the last gives its gradient back",
+        ".scatter_add_(0,",
+        ".scatter_(0,",
+        (f"{ENGINE}::test_filters_and_segments_of_the_fast_path_are_those_of_the_loop",),
+    ),
+    Fault(
+        CHOICES,
+        "particles stay as they are",
+        "out.copy_(state.gather(0, _index(parents, state)))",
+        "out.copy_(state)",
+        (f"{ENGINE}::test_filters_and_segments_of_the_fast_path_are_those_of_the_loop",),
+    ),
+    Fault(
+        SCANNING,
+        "the environment asks for the plain loop in vain",
+        'in ("", "0"))',
+        'in ("", "0", "1"))',
+        (f"{CAPTURE}::test_a_process_can_be_told_to_run_steps_as_written",),
     ),
 ]

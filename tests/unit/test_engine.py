@@ -15,7 +15,6 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from _pytest.mark import ParameterSet
 from pyro.infer import SVI
 from torch import Tensor, fx
 
@@ -48,7 +47,7 @@ in_c = pytest.mark.skipif(
 )
 
 
-def every(step: int, first: int = 0, of: Iterable[str] = COVER) -> list[ParameterSet]:
+def every(step: int, first: int = 0, of: Iterable[str] = COVER) -> list[Any]:
     """All cases; those between are slow, as to capture a step takes a second."""
     slow = pytest.mark.slow
     return [pytest.param(c, marks=() if i % step == first else slow) for i, c in enumerate(of)]

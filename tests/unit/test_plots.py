@@ -1,5 +1,9 @@
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -230,3 +234,22 @@ def test_the_band_is_the_hdi(z_dim: int, seconds: float | None, drawn: Callable)
         band = axes.collections[1].get_paths()[0].vertices
         at = band[np.isclose(band[:, 0], 3.0 * (seconds or 1.0)), 1]
         np.testing.assert_allclose([at.min(), at.max()], [draws[start], draws[start + inside]])
+
+
+def test_matplotlib_is_loaded_with_the_first_picture() -> None:
+    program = (
+        "import sys, pyro_avrnn.cli\n"
+        "from pyro_avrnn import plots\n"
+        "print('matplotlib' in sys.modules, callable(plots.gains), 'matplotlib' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "False True True\n"
+    assert {*plots.__all__} <= {*dir(plots)}
+    with pytest.raises(AttributeError, match="has no attribute 'pictures'"):
+        plots.pictures  # noqa: B018
