@@ -194,7 +194,7 @@ FAULTS = [
         "of a sum of gradients the first term counts",
         "return sum(total(part, known) for part in parts[1:]) + total(parts[0], known)",
         "return total(parts[0], known)",
-        (f"{ENGINE}::test_the_fast_path_is_the_loop",),
+        (f"{ENGINE}::test_a_weight_that_is_used_twice_in_a_step",),
     ),
     Fault(
         OVER_STEPS,

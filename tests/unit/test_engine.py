@@ -47,10 +47,11 @@ in_c = pytest.mark.skipif(
 )
 
 
-def every(step: int, first: int = 0, of: Iterable[str] = COVER) -> list[Any]:
-    """All cases; those between are slow, as to capture a step takes a second."""
+def every(step: int, first: int = 0, of: Iterable[str] = COVER, also: str = "") -> list[Any]:
+    """All cases; those between are slow, as to capture a step takes a second, but for one."""
     slow = pytest.mark.slow
-    return [pytest.param(c, marks=() if i % step == first else slow) for i, c in enumerate(of)]
+    quick = [i % step == first or c == also for i, c in enumerate(of)]
+    return [pytest.param(c, marks=() if q else slow) for c, q in zip(of, quick, strict=True)]
 
 
 @contextmanager
@@ -689,6 +690,27 @@ def test_gradients_of_what_all_steps_share(whole: bool, monkeypatch: pytest.Monk
     assert captured is not None and captured.native is not None
     given = {*captured.native.loop.part.inputs}  # weights, or what was made of them
     assert ({*captured.parts.static.inputs} <= given) == whole
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=in_c)])
+def test_a_weight_that_is_used_twice_in_a_step(compile: bool) -> None:
+    torch.manual_seed(0)
+    layer, first, inputs = torch.nn.Linear(3, 3), torch.randn(2, 3), torch.randn(20, 2, 3)
+
+    def step(layer: torch.nn.Linear, state: Tensor, inputs: Tensor) -> Any:
+        return torch.tanh(layer(layer(state).sigmoid() + inputs)), {}
+
+    path = engine.scan(step, (layer,), first, inputs, compile=compile)
+    assert path is not None
+    states = [first]
+    for x in inputs:
+        states.append(step(layer, states[-1], x)[0])
+    seed, weights = torch.randn(20, 2, 3), [*layer.parameters()]
+    found, wanted = (
+        torch.autograd.grad((seed * made).sum(), weights)
+        for made in (path.states[1:], torch.stack(states[1:]))
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 @in_c

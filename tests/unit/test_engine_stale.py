@@ -556,7 +556,7 @@ def both(recipe: Recipe, **options: Any) -> tuple[Found, Found]:
     return fast, looped
 
 
-@pytest.mark.parametrize("name", every(2, of=WAYS))
+@pytest.mark.parametrize("name", every(2, of=WAYS, also="an attribute of a function"))
 def test_a_change_is_seen(name: str, compile: bool = False) -> None:
     way = WAYS[name]()
     recipe = made(way)
