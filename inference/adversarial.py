@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from inference.bounds import analytic_kl
-from inference.constraints import Codes
 from inference.densities import StepDensities
 from inference.divergences import Divergence, wasserstein2
 from inference.free_runs import free_run, require_free_runs
@@ -32,6 +31,7 @@ from inference.roles import (
     VIEWS,
     View,
     draw,
+    leaf_of,
     shown_free,
     trajectory,
     trajectory_redrawn,
@@ -48,17 +48,20 @@ class Adversarial:
         critic: scores codes, ``critic(z, context, path) -> (T, K, B)``. Its attribute ``view``
             says what it is shown, a name of ``VIEWS`` or a function like those; in role "refine"
             it is that of the model's ``RefinedPrior``; in roles "ratio" and "ratio_to_prior" it
-            reads h and what the guide reads of x.
+            reads h and what the guide reads of x; in those of information it scores pairs,
+            ``critic(z, f, mask) -> (1 or T, K, B, B)``.
         role: what its scores are used for, a name of ``ROLES``.
         divergence: its loss; None for that of the role. A Wasserstein critic is high for the
-            prior, the others estimate log q / p, which is high for the proposal.
+            prior, the others estimate log q / p, which is high for the proposal. In the roles of
+            information it is an estimator of :mod:`inference.mutual_information`.
         optim: a torch optimiser over the critic's parameters alone; Adam(1e-3, (0.5, 0.9)) if
             None.
         critic_steps: critic updates per SVI step; each redraws the codes on one rollout's states,
             but for the posterior's own path, where the view shows it.
         standardise: show codes as deviations from the prior's mean, in units of its scale, so
             that shrinking prior and proposal together no longer lowers the distance. What both
-            sides share, h_t, x_t and the posterior's path before t, stays in its own units.
+            sides share, h_t, x_t and the posterior's path before t, stays in its own units. In
+            role "penalty" alone.
         free_runs_of: the model, to compare free runs of it with the posterior's path, each side
             at states and data of its own, as generation meets them; None compares draws at the
             same states. Views conditional and joint are then of h_t, or of h_t and x_t, as well;
@@ -107,6 +110,12 @@ class Adversarial:
         self.standardise, self.free_runs_of, self.watch = standardise, free_runs_of, watch
         self.divergence = self.role.loss() if divergence is None else divergence
         self.divergence.constraint.check(critic)
+        if self.role.of_sequences and self.divergence.constraint.name != "none":
+            raise ValueError(
+                f"role {role!r} takes an estimator of mutual information, such as "
+                "mutual_information.infonce(), whose critic has no constraint, got one with "
+                f"{self.divergence.constraint.name!r}"
+            )
         self.optim = optim or torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.9))
         moved = {id(p) for group in self.optim.param_groups for p in group["params"]}
         if moved != {id(p) for p in critic.parameters() if p.requires_grad or self.role.frozen}:
@@ -128,11 +137,17 @@ class Adversarial:
             posterior: the posterior's codes ``(T, K, B, Z)``; the rollout's own z if None.
 
         Returns:
-            The critic's distance, averaged over observed frames.
+            The critic's distance, averaged over observed frames; in a role of information the
+            estimate, nats of a sequence, over the number of its frames.
 
         Raises:
-            NotImplementedError: a critic whose scores are part of the model.
+            NotImplementedError: a critic whose scores are part of the model, or what is compared
+                is not in the densities.
+            ValueError: nothing to compare: no observed frame, or a single sequence.
         """
+        if self.role.of_sequences:
+            value = self._distance(densities, posterior)
+            return value * densities.mask.shape[-1] / densities.mask.sum()
         if self.role.name != "penalty":
             raise NotImplementedError(
                 f"a critic of role {self.role.name!r} is no penalty: its scores are in the bound; "
@@ -162,7 +177,7 @@ class Adversarial:
             )
         codes = self._codes(densities, drawn)
         with self._constant() as critic:
-            scores = [self._observed(critic(*side), densities.mask) for side in codes]
+            scores = self.role.scores(critic, codes, densities.mask)
         return self.divergence.penalty(*scores)
 
     def update(
@@ -203,7 +218,7 @@ class Adversarial:
             for i in range(self.critic_steps):
                 with torch.no_grad():
                     # where the draws are a path, one-step redraws would be another comparison
-                    kept = i == 0 or self.view is trajectory_redrawn
+                    kept = self.view is trajectory_redrawn or self.role.of_sequences or i == 0
                     posterior = densities.z if kept else draw(densities.proposal)
                     codes = self._codes(densities, posterior)
                 metrics = self._step(codes, densities.mask)
@@ -211,8 +226,8 @@ class Adversarial:
             metrics |= self._watched(codes, densities.mask)
         return metrics | closed_forms(densities, standardise=self.standardise)
 
-    def _step(self, codes: tuple[Codes, Codes], mask: Tensor) -> dict[str, float]:
-        scores = [self._observed(self.critic(*side), mask) for side in codes]
+    def _step(self, codes: Any, mask: Tensor) -> dict[str, float]:
+        scores = self.role.scores(self.critic, codes, mask)
         distance = self.divergence.penalty(*scores)
         loss = self.divergence.critic_loss(*scores)
         loss = loss + self.divergence.constraint.cost(self.critic, *codes, mask)
@@ -224,16 +239,15 @@ class Adversarial:
         return {f"{self.name}_loss": loss.item(), f"{self.name}_distance": distance.item()}
 
     @torch.enable_grad()
-    def _watched(self, codes: tuple[Codes, Codes], mask: Tensor) -> dict[str, float]:
+    def _watched(self, codes: Any, mask: Tensor) -> dict[str, float]:
         """Accuracy at the middle between mean scores, and slope of the penalty at the proposal.
 
         The slope is the average norm of a frame's gradient in its code: the push that the guide
         gets.
         """
-        z = codes[1].z.detach().requires_grad_()
-        sides = codes[0], codes[1]._replace(z=z)
+        z, codes = leaf_of(codes)
         with self._constant() as critic:
-            prior, posterior = (self._observed(critic(*side), mask) for side in sides)
+            prior, posterior = self.role.scores(critic, codes, mask)
             (slope,) = torch.autograd.grad(self.divergence.penalty(prior, posterior), z)
         middle, up = (prior.mean() + posterior.mean()) / 2, prior.mean() > posterior.mean()
         right = ((prior > middle) == up).double().mean()
@@ -271,18 +285,11 @@ class Adversarial:
         self.critic.load_state_dict(state["critic"])
         self.optim.load_state_dict(state["optim"])
 
-    def _codes(self, densities: StepDensities, posterior: Tensor) -> tuple[Codes, Codes]:
+    def _codes(self, densities: StepDensities, posterior: Tensor) -> Any:
         if self.free_runs_of is None:
             return self.role.codes(densities, posterior, self.view, self.standardise)
         run = free_run(self.free_runs_of, densities.mask, posterior.shape[1])
         return shown_free(run, densities, posterior, self.view, self.standardise)
-
-    @staticmethod
-    def _observed(scores: Tensor, mask: Tensor) -> Tensor:
-        observed = scores[mask.expand_as(scores)]
-        if not len(observed):
-            raise ValueError("mask must observe a frame for a critic to compare, but has none")
-        return observed
 
 
 def closed_forms(densities: StepDensities, *, standardise: bool = False) -> dict[str, float]:

@@ -12,6 +12,19 @@ from inference.densities import StepDensities
 from inference.divergences import normal_parameters
 
 
+def norms_of_gradients(
+    terms: dict[str, Tensor], parameters: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Norm of the gradient of each scalar term in the parameters, by the term's name."""
+    norms = {}
+    for name, term in terms.items():
+        norms[name] = term.new_zeros(())
+        if term.requires_grad:
+            found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            norms[name] = torch.nn.utils.get_total_norm([g for g in found if g is not None])
+    return norms
+
+
 def doubly_reparameterised(
     densities: StepDensities, model: nn.Module, guide: nn.Module, kl_weight: float
 ) -> Tensor:

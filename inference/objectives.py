@@ -26,7 +26,7 @@ from inference.bounds import (
     tempered,
 )
 from inference.densities import StepDensities, select_particles
-from inference.gradients import ancestor_score, doubly_reparameterised
+from inference.gradients import ancestor_score, doubly_reparameterised, norms_of_gradients
 from inference.protocols import (
     HasRollout,
     Penalty,
@@ -51,6 +51,8 @@ from inference.schedules import Clock, Schedule, weight
 from inference.traces import step_densities
 from inference.twists import Foresight
 from inference.weights import normalise, require_usable, wide
+
+_WATCH_EVERY = 10  # calls; each costs a backward pass a term
 
 
 @dataclass(kw_only=True)
@@ -79,7 +81,9 @@ class Objective:
             the user's cache folder. Filters, whose particles change places, run without.
 
     Attributes:
-        terms: what the last call was made of, nats a frame.
+        terms: what the last call was made of, nats a frame. Where a penalty has ``watch``, the
+            norm of the gradient in the guide's parameters of the bound, and of each penalty, is
+            among them, of every tenth call: a penalty with no pull beside the bound does nothing.
         after: the state after the last step of the last call, if it was asked for.
     """
 
@@ -91,6 +95,8 @@ class Objective:
     compile: bool = False
     terms: dict[str, Tensor | float] = field(default_factory=dict, init=False, repr=False)
     after: Any = field(default=None, init=False, repr=False)
+    _shares: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # of a loss
+    _pulls: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     bound: ClassVar[str] = ""  # name of its value in terms; the ELBO is there anyway
 
     def __post_init__(self) -> None:
@@ -144,11 +150,22 @@ class Objective:
         loss = self.loss(densities)
         self.after = self.carry(model, densities) if carry else None
         if loss.requires_grad:
+            if any(getattr(penalty, "watch", False) for penalty in self.penalties):
+                self._watch(guide, densities.mask.sum())
+            self._shares = {}  # and with them the graph
             loss = loss + self.correction(densities, model, guide)
             self.clock.calls += 1
         return loss
 
     differentiable_loss = __call__  # the name that Pyro's module form calls
+
+    def _watch(self, guide: Any, frames: Tensor) -> None:
+        """Leave the pull of bound and penalties on the guide in ``terms``, of every tenth call."""
+        if self.clock.calls % _WATCH_EVERY == 0 and isinstance(guide, nn.Module):
+            own = [p for p in guide.parameters() if p.requires_grad]
+            norms = norms_of_gradients(self._shares, own)
+            self._pulls = {f"{name}_pull": norm / frames for name, norm in norms.items()}
+        self.terms |= self._pulls
 
     @property
     def terms_alone(self) -> bool:
@@ -204,11 +221,13 @@ class Objective:
                 "f that all steps share; give a kl_weight above 0"
             )
         loss = -objective.sum()
+        self._shares = {"bound": loss}
         for penalty in self.penalties:
             price, paid = self.clock.weight(penalty.weight), penalty.penalty(densities)
             self.terms[f"{penalty.name}_penalty"] = paid.detach()
             self.terms[f"{penalty.name}_weight"] = price
-            loss = loss + price * frames * paid
+            self._shares[penalty.name] = price * frames * paid
+            loss = loss + self._shares[penalty.name]
         return loss * densities.scale if densities.scale != 1.0 else loss
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
@@ -233,23 +252,45 @@ class ELBO(Objective):
         free_bits: nats of KL a frame that cost nothing: at every step the KL, averaged over
             the batch, is charged as ``max(KL, free_bits)`` (Kingma et al. 2016,
             https://arxiv.org/abs/1606.04934, eq. 15, with one group of units).
+        kl_f_weight: factor on the KL of a latent that all steps share, a number or a schedule,
+            beside ``kl_weight``. Below 1 the latent knows more of the sequence.
     """
 
     analytic_kl: bool = False
     free_bits: float = 0.0
+    kl_f_weight: float | Schedule = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(0.0, " nats a frame", free_bits=self.free_bits)
+        weight(self.kl_f_weight, "kl_f_weight")
 
     @property
     def terms_alone(self) -> bool:
         """Whether log-densities are all it looks at, so that C may leave out distributions."""
         own = type(self).objective is ELBO.objective
-        return self.compile and own and not (self.analytic_kl or self.penalties)
+        asks = self.analytic_kl or self.penalties or self.kl_f_weight != 1.0
+        return self.compile and own and not asks
 
     def objective(self, densities: StepDensities, kl_weight: float) -> Tensor:
         """Reconstruction minus the weighted KL, shape (B,)."""
+        of_f = self.clock.weight(self.kl_f_weight)
+        objective = self._elbo(densities, kl_weight)
+        return objective + self._spared(densities, kl_weight, of_f) if of_f != 1.0 else objective
+
+    def _spared(self, densities: StepDensities, kl_weight: float, of_f: float) -> Tensor:
+        """What the factor on the KL of f saves, (B,)."""
+        f, prior, proposal = densities.f, densities.prior_f, densities.proposal_f
+        if f is None or prior is None or proposal is None:
+            raise NotImplementedError(
+                "kl_f_weight needs a model with a latent f that all steps share, such as a DSAE, "
+                "and whole sequences (no truncate)"
+            )
+        kl: Tensor = (proposal.log_prob(f) - prior.log_prob(f)).mean(dim=0)
+        return (1.0 - of_f) * kl_weight * kl
+
+    def _elbo(self, densities: StepDensities, kl_weight: float) -> Tensor:
+        """The bound with a weight on all KL, shape (B,)."""
         if not self.analytic_kl and not self.free_bits:
             return elbo(tempered(densities, kl_weight))
         kl = (  # (T, B)

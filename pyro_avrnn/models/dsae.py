@@ -11,11 +11,14 @@ directions; f enters after its recurrent network (with the state), not before.
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
+import torch
 from torch import Size, Tensor, nn
 
 from pyro_avrnn.networks import Cell, NormalNetwork, RecurrentEncoder, diagonal_normal
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 from pyro_avrnn.shapes import agree, broadcast_cat, width
+
+_LEAST_DEVIATION = 0.1  # of a feature along a sequence, in units of the data
 
 
 class DSAEState(NamedTuple):
@@ -101,9 +104,16 @@ class GlobalGuide(SequenceGuide):
         local: the guide that proposes z; the state it may read contains f.
         rnn_dim: width of the network that reads the sequence, in each direction.
         min_scale: floor of the scale of q(f).
+        normalise: show the local guide every feature of x less its mean over the sequence, in
+            units of its deviation there, so that what is constant along a sequence is harder to
+            read for z.
+        segment: in training, show the network of f a random piece of each sequence, with its
+            steps in random order: a share between these two. What the order of steps says cannot
+            enter f. None shows all, in order; so does evaluation.
 
     Raises:
-        ValueError: a model without such a latent, or a local guide of another model.
+        ValueError: a model without such a latent, a local guide of another model, or a segment
+            that is no two shares in order.
     """
 
     def __init__(
@@ -113,8 +123,19 @@ class GlobalGuide(SequenceGuide):
         *,
         rnn_dim: int = 64,
         min_scale: float = 1e-3,
+        normalise: bool = False,
+        segment: tuple[float, float] | None = None,
     ) -> None:
         super().__init__(model)
+        if segment is not None and not (
+            isinstance(segment, list | tuple)
+            and len(segment) == 2
+            and 0.0 < segment[0] <= segment[1] <= 1.0
+        ):
+            raise ValueError(
+                "segment must be two shares of a sequence in order, such as (0.3, 0.7), got "
+                f"{segment!r}"
+            )
         if not model.f_dim:
             raise ValueError(
                 "a GlobalGuide proposes a latent that all steps share, but "
@@ -122,17 +143,53 @@ class GlobalGuide(SequenceGuide):
             )
         model.require_own(local)
         self.local, self.smoothing = local, True  # f has read all of x
+        self.normalise, self.segment = normalise, segment
         self.reader = RecurrentEncoder(model.c_dim, rnn_dim, "both")
         self.head = NormalNetwork(self.reader.out_dim, model.f_dim, (), min_scale=min_scale)
 
     def proposal_f(self, x: Tensor, mask: Tensor) -> dist.Distribution:
         """q(f | x_{1:T}), batch ``(B,)``, event shape ``(F,)``."""
+        if self.segment is not None and self.training:
+            x, mask = shuffled_segments(x, mask, *self.segment)
         return self.head(self.reader.summary(self.features(x), mask))
 
     def encode(self, x: Tensor, mask: Tensor) -> Tensor:
         """c of the local guide, ``(B, T, C)``."""
-        return self.local.encode(x, mask)
+        return self.local.encode(normalised(x, mask) if self.normalise else x, mask)
 
     def proposal(self, state: Any, c_t: Tensor) -> dist.Distribution:
         """q(z_t | ...) of the local guide."""
         return self.local.proposal(state, c_t)
+
+
+def normalised(x: Tensor, mask: Tensor) -> Tensor:
+    """x ``(B, T, X)`` less its mean over the steps of its sequence, over its deviation there.
+
+    A deviation far below 1, which standardised data have over all sequences, is not blown up.
+    """
+    seen = mask.unsqueeze(-1).to(x)
+    count = seen.sum(dim=1, keepdim=True).clamp(min=1.0)
+    centred = (x - (x * seen).sum(dim=1, keepdim=True) / count) * seen
+    variance = centred.square().sum(dim=1, keepdim=True) / count
+    return centred / (variance + _LEAST_DEVIATION**2).sqrt()
+
+
+def shuffled_segments(x: Tensor, mask: Tensor, least: float, most: float) -> tuple[Tensor, Tensor]:
+    """A random stretch of each sequence, its steps in random order.
+
+    Args:
+        x, mask: ``(B, T, X)`` and the prefix ``(B, T)``.
+        least, most: shares of a sequence, between which that of the stretch is drawn.
+
+    Returns:
+        The same shapes; the steps of a stretch come first, the rest is padding.
+    """
+    length = mask.sum(dim=1, keepdim=True)
+    share = least + (most - least) * torch.rand_like(length, dtype=x.dtype)
+    count = (share * length).ceil().long().clamp(min=1)
+    start = (torch.rand_like(share) * (length - count + 1)).long()
+    steps = torch.arange(mask.shape[1], device=x.device)
+    outside = (steps < start) | (steps >= start + count)
+    order = torch.rand(mask.shape, dtype=x.dtype, device=x.device).masked_fill(outside, 2.0)
+    chosen = order.argsort(dim=1).unsqueeze(-1).expand_as(x)
+    return x.gather(1, chosen), steps < count

@@ -29,6 +29,7 @@ from pyro_avrnn.models import (
     PixelCNN,
     PixelCNNVAE,
 )
+from pyro_avrnn.pair_critics import Reads
 from pyro_avrnn.recipes.build import (
     OF_DSAE,
     WITH_LATENTS,
@@ -39,7 +40,13 @@ from pyro_avrnn.recipes.build import (
     pick,
     plain_config,
 )
-from pyro_avrnn.recipes.with_critic import RATIO_ROLES, penalty_critic, ratio_critic, refined
+from pyro_avrnn.recipes.with_critic import (
+    RATIO_ROLES,
+    information_critic,
+    penalty_critic,
+    ratio_critic,
+    refined,
+)
 from pyro_avrnn.twists import FutureTwist
 
 
@@ -122,13 +129,29 @@ def dsae(
     h_dim: int,
     f_dim: int = 16,
     emission: Part = "normal",
+    *,
+    normalise: bool = False,
+    segment: tuple[float, float] | None = None,
+    information: str | None = None,
+    critic_dim: int = 64,
+    reads: Reads = "path",
     **parts: Unpack[Parts],
 ) -> Recipe:
     """DSAE of Li and Mandt (2018): a latent f of the whole sequence, and z_t.
 
+    With ``information`` the recipe has a critic of pairs of f and z. It is trained, and lowers
+    I(f; z), by ``Adversarial(critic, role="information", divergence=ESTIMATORS[information]())``,
+    the adversary of Akuzawa et al. (2021), https://doi.org/10.1007/s10994-021-06032-4.
+
     Args:
         x_dim, z_dim, h_dim, emission: as for :func:`vrnn`.
         f_dim: F, size of the latent that all steps share.
+        normalise, segment: what helps f and z apart without a critic, see
+            :class:`~pyro_avrnn.models.GlobalGuide`.
+        information: name of the estimator of I(f; z) that the critic is for, one of
+            :data:`inference.mutual_information.ESTIMATORS`; None for no critic.
+        critic_dim: width of its layers.
+        reads: what of z it reads, "path" or "step".
         parts: as for :func:`vrnn`; the guide of z may also be one of the paper's two, "full"
             (reads all of x, and f; the default) or "factorised" (reads x_t alone).
     """
@@ -137,7 +160,14 @@ def dsae(
     made = build.parts("x z", prior=h_dim, decoder=z_dim + f_dim, cell=h_dim)
     model = DSAE(x_dim, z_dim, f_dim, **made)
     guide_of_z = build.guide(model, GUIDES | OF_DSAE)
-    return Recipe(model, GlobalGuide(model, guide_of_z, rnn_dim=h_dim), config=build.config)
+    structure: dict[str, Any] = {"normalise": normalise, "segment": segment}
+    guide = GlobalGuide(model, guide_of_z, rnn_dim=h_dim, **structure)
+    of_critic = {"information": information, "critic_dim": critic_dim, "reads": reads}
+    critic = None
+    if information is not None:
+        critic = information_critic(z_dim, f_dim, information, critic_dim, reads)
+    config = {**build.config, **structure, **(of_critic if information is not None else {})}
+    return Recipe(model, guide, critic, config)
 
 
 def pixelcnn(x_dim: int, *, channels: int = 32, layers: int = 5) -> Recipe:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Size, nn
 
-from inference.protocols import counts, of_kind, said
+from inference.protocols import counts, of_kind, one_of, said
 from pyro_avrnn.critics import (
     CRITICS,
     VIEWS,
@@ -14,6 +14,7 @@ from pyro_avrnn.critics import (
     LSTMCritic,
     context_dim,
 )
+from pyro_avrnn.pair_critics import ConditionalPairCritic, PairCritic, Reads
 from pyro_avrnn.recipes.build import WITH_LATENTS, Recipe, plain_config
 from pyro_avrnn.refinement import RefinedPrior
 
@@ -69,6 +70,25 @@ def ratio_critic(recipe: Recipe, critic_dim: int) -> nn.Module:
         )
     z_dim = recipe.model.z_dim
     return FeedForwardCritic(z_dim, reads, critic_dim, view="joint", activation="silu")
+
+
+#: estimators of mutual information, by what their critic is: a score, or a density
+ESTIMATORS = {
+    **dict.fromkeys(("density_ratio", "nwj", "infonce"), PairCritic),
+    **dict.fromkeys(("club", "reversal"), ConditionalPairCritic),
+}
+
+
+def information_critic(
+    z_dim: int, f_dim: int, estimator: str, critic_dim: int = 64, reads: Reads = "path"
+) -> nn.Module:
+    """The critic of pairs of an f and a path of z that an estimator of I(f; z) needs.
+
+    Raises:
+        ValueError: an unknown estimator, or a size below 1.
+    """
+    one_of(ESTIMATORS, information=estimator)
+    return ESTIMATORS[estimator](z_dim, f_dim, critic_dim, reads=reads)
 
 
 def refined(recipe: Recipe, *, num_candidates: int = 16, critic_dim: int = 64) -> Recipe:
