@@ -8,20 +8,25 @@ from inference.protocols import of_kind
 from pyro_avrnn.data._speech import flac_bits
 from pyro_avrnn.data.companding import mu_law, mu_law_decode, pcm, pcm_decode
 from pyro_avrnn.data.dataset import Dataset, independent_baseline
-from pyro_avrnn.data.digits import holds_digits, log_mel, mel_to_waveform, spoken_digits
+from pyro_avrnn.data.digits import holds_digits, spoken_digits
 from pyro_avrnn.data.images import mnist
 from pyro_avrnn.data.librispeech import holds_librispeech, librispeech
+from pyro_avrnn.data.mel import MelWarp, log_mel, mel_to_waveform
 from pyro_avrnn.data.npz import npz
 from pyro_avrnn.data.piano_rolls import piano_rolls
 from pyro_avrnn.data.sequences import Batches, Sequences
+from pyro_avrnn.data.sprites import holds_sprites, sprites
+from pyro_avrnn.data.strings import digit_strings
 from pyro_avrnn.data.timit import timit
 from pyro_avrnn.data.vowels import vowels
 
 __all__ = [
     "Batches",
     "Dataset",
+    "MelWarp",
     "Sequences",
     "corpus_of",
+    "digit_strings",
     "flac_bits",
     "independent_baseline",
     "librispeech",
@@ -36,25 +41,33 @@ __all__ = [
     "pcm_decode",
     "piano_rolls",
     "spoken_digits",
+    "sprites",
     "timit",
     "vowels",
 ]
 
 _READERS = {".mat": piano_rolls, ".npz": npz, ".gz": mnist}
-_CORPORA = {"digits": spoken_digits, "librispeech": librispeech, "timit": timit}
+_CORPORA = {
+    "digits": spoken_digits,
+    "librispeech": librispeech,
+    "sprites": sprites,
+    "timit": timit,
+}
 
 
 def corpus_of(source: str | Path) -> str | None:
     """Name of the corpus that a folder or ``.zip`` is read as, None for any other source.
 
-    What holds neither spoken digits nor LibriSpeech is taken for TIMIT, whose reader says what is
-    missing.
+    What holds neither spoken digits, nor sprites, nor LibriSpeech is taken for TIMIT, whose reader
+    says what is missing.
     """
     path = Path(source)
     if not ((str(source) and path.is_dir()) or path.suffix.lower() == ".zip"):
         return None
     if holds_digits(path):
         return "digits"
+    if holds_sprites(path):
+        return "sprites"
     return "librispeech" if holds_librispeech(path) else "timit"
 
 
@@ -62,8 +75,8 @@ def load(source: str | Path, **options: Any) -> Dataset:
     """Load a data set by its name or by the kind of file.
 
     Args:
-        source: "vowels" (built in), a folder or ``.zip`` with TIMIT, LibriSpeech or the Free
-            Spoken Digit Dataset, a ``.mat`` file of piano rolls, a ``.csv.gz`` of MNIST images, or
+        source: "vowels" (built in), a folder or ``.zip`` with TIMIT, LibriSpeech, the Free
+            Spoken Digit Dataset or sprites, a ``.mat`` file of piano rolls, a ``.csv.gz`` of MNIST images, or
             your own ``.npz`` file.
         **options: go to the reader, such as ``segment`` for :func:`timit`.
 
@@ -85,7 +98,7 @@ def load(source: str | Path, **options: Any) -> Dataset:
     if reader is None:
         raise ValueError(
             "source must be 'vowels', a folder or .zip of speech (TIMIT, LibriSpeech, spoken "
-            f"digits), a piano-roll .mat, a .csv.gz of MNIST or a .npz file, got {str(source)!r}, "
+            f"digits) or sprites, a piano-roll .mat, a .csv.gz of MNIST or a .npz file, got {str(source)!r}, "
             "which is neither a known name or extension nor a folder"
         )
     return reader(path, **options)

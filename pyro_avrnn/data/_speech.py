@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from inference.protocols import counts, given, one_of
 from pyro_avrnn.data import companding
 from pyro_avrnn.data._audio import recordings
 from pyro_avrnn.data._checks import optional
-from pyro_avrnn.data.dataset import SPLITS, Dataset, Piece, by_split
+from pyro_avrnn.data.dataset import SPLITS, Dataset, Piece, by_split, standardise
+from pyro_avrnn.data.mel import log_mel
+
+_WINDOWS, _HOPS = 40, 100  # a second, of log-mel frames: 25 ms, every 10 ms
 
 
 class Corpus(NamedTuple):
@@ -37,9 +41,16 @@ class Framing:
     whole: bool = False
     mu_law: int | None = None
     pcm: int | None = None
+    n_mels: int | None = None
 
     def __post_init__(self) -> None:
-        counts(1, frame=self.frame, **given(segment=self.segment))
+        counts(1, frame=self.frame, **given(segment=self.segment, n_mels=self.n_mels))
+        others = (self.mu_law, self.pcm, None if self.frame == 200 else self.frame)
+        if self.n_mels is not None and others != (None, None, None):
+            raise ValueError(
+                "n_mels makes log-mel frames, of which frame, mu_law and pcm say nothing; leave "
+                "them out"
+            )
         for name, bits in given(mu_law=self.mu_law, pcm=self.pcm).items():
             companding.check_bits(name, bits)
         if self.mu_law is not None and self.pcm is not None:
@@ -47,6 +58,8 @@ class Framing:
 
     def read(self, corpus: Path, of: Corpus) -> Dataset:
         """Read the utterances of a folder or archive."""
+        if self.n_mels is not None:
+            return self._log_mel(corpus, of, self.n_mels)
         pieces = list(self._segments(corpus, of))
         mean, std = (0.0, 1.0) if self.mu_law is not None else _statistics(pieces)
         if self.pcm is not None:
@@ -76,8 +89,35 @@ class Framing:
             bits=self.pcm if self.mu_law is None else self.mu_law,
         )
 
+    def _log_mel(self, corpus: Path, of: Corpus, n_mels: int) -> Dataset:
+        """Log-mel frames, standardised band by band."""
+        pieces = self._segments(corpus, of)
+        train, valid, test, mean, std = standardise(*by_split(pieces, of.expected, torch.float64))
+        return Dataset(
+            of.name,
+            train,
+            valid,
+            test,
+            mean=mean,
+            std=std,
+            frame_seconds=of.rate // _HOPS / of.rate,
+            origin=f"{corpus.name}: {of.origin}",
+        )
+
+    def _frames(self, name: str, samples: np.ndarray, rate: int) -> np.ndarray:
+        """Frames (T, X) of an utterance: int16, or log-mel values."""
+        if self.n_mels is not None:
+            sizes = {"window": 2 * (rate // _WINDOWS // 2), "hop": rate // _HOPS}
+            return log_mel(samples / 32768.0, sample_rate=rate, n_mels=self.n_mels, **sizes)
+        if len(samples) < self.frame:
+            raise ValueError(
+                f"{name} has {len(samples)} samples, fewer than one frame of {self.frame}; "
+                "remove the file or take shorter frames"
+            )
+        return samples[: len(samples) // self.frame * self.frame].reshape(-1, self.frame)
+
     def _segments(self, corpus: Path, of: Corpus) -> Iterator[Piece]:
-        """Split, name and frames (T, X), int16, of each segment, in the order of the files."""
+        """Split, name and frames (T, X) of each segment, in the order of the files."""
         split_of: dict[str, str] = {}
         for split, name, samples in recordings(corpus, of.parse, of.expected, of.rate, of.most):
             match = of.speaker and of.speaker.match(name)
@@ -86,12 +126,7 @@ class Framing:
                     f"the speaker {match[1]!r} is in both {split_of[match[1]]} and {split}; the "
                     "splits must share no speaker"
                 )
-            if len(samples) < self.frame:
-                raise ValueError(
-                    f"{name} has {len(samples)} samples, fewer than one frame of {self.frame}; "
-                    "remove the file or take shorter frames"
-                )
-            frames = samples[: len(samples) // self.frame * self.frame].reshape(-1, self.frame)
+            frames = self._frames(name, samples, of.rate)
             uncut = self.segment is None or (self.whole and split == "train")
             step = len(frames) if uncut or self.segment is None else self.segment
             for start in range(0, len(frames), step):

@@ -38,7 +38,8 @@ def timit(path: str | Path, **framing: Any) -> Dataset:
             ``mu_law``, bits from 1 to 16: samples become the levels of
             :func:`~.companding.mu_law`, not standardised, and the data are of kind "mu-law";
             ``pcm``, bits from 1 to 16: samples become linear levels, in units of the deviation,
-            and the data are of kind "pcm".
+            and the data are of kind "pcm"; ``n_mels``: X is that many log-mel values of 25 ms,
+            every 10 ms, each standardised by the training frames.
 
     Returns:
         ``mean`` and ``std`` are numbers in int16 units, over all training frames; 0 and 1 for
