@@ -226,6 +226,11 @@ class Adversarial:
             metrics |= self._watched(codes, densities.mask)
         return metrics | closed_forms(densities, standardise=self.standardise)
 
+    def learn(self, codes: Any) -> dict[str, float]:
+        """Take one critic step on pairs of given codes; its loss and distance."""
+        with self._learning():
+            return self._step(codes, codes.mask)
+
     def _step(self, codes: Any, mask: Tensor) -> dict[str, float]:
         scores = self.role.scores(self.critic, codes, mask)
         distance = self.divergence.penalty(*scores)

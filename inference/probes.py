@@ -121,8 +121,8 @@ class LinearProbe:
             raise ImportError(
                 "a linear probe needs scikit-learn: pip install pyro-avrnn[examples]"
             ) from error
-        numbers = _numbers(codes)
-        names = _labels(labels, len(numbers))
+        numbers = numbers_of(codes)
+        names = labels_of(labels, (len(numbers),))
         self.classes = np.unique(names)
         if len(self.classes) < 2:
             raise ValueError(
@@ -133,7 +133,7 @@ class LinearProbe:
 
     def predict(self, codes: Values) -> np.ndarray:
         """Predict the labels, (M,), of codes ``(M, D)``."""
-        found: np.ndarray = self.classifier.predict(_numbers(codes))
+        found: np.ndarray = self.classifier.predict(numbers_of(codes))
         return found
 
     def score(self, codes: Values, labels: Values) -> Accuracy:
@@ -143,20 +143,27 @@ class LinearProbe:
             ValueError: shapes that do not fit, or a label that it was not fitted on.
         """
         found = self.predict(codes)
-        names = _labels(labels, len(found))
-        new = names[~np.isin(names, self.classes)]
-        if len(new):
-            raise ValueError(
-                f"labels must be of the classes fitted on, {self.classes.tolist()}, got "
-                f"{new[0].item()!r}"
-            )
-        share = float((found == names).mean())
-        return Accuracy(
-            accuracy=share,
-            standard_error=(share * (1.0 - share) / len(names)) ** 0.5,
-            chance=1.0 / len(self.classes),
-            largest_class=float(np.unique(names, return_counts=True)[1].max() / len(names)),
+        return accuracy_of(found, labels_of(labels, found.shape), self.classes)
+
+
+def accuracy_of(found: np.ndarray, names: np.ndarray, classes: np.ndarray) -> Accuracy:
+    """Share of labels found (N,) that are the true ones.
+
+    Raises:
+        ValueError: a label that is none of the classes.
+    """
+    new = names[~np.isin(names, classes)]
+    if len(new):
+        raise ValueError(
+            f"labels must be of the classes fitted on, {classes.tolist()}, got {new[0].item()!r}"
         )
+    share = float((found == names).mean())
+    return Accuracy(
+        accuracy=share,
+        standard_error=(share * (1.0 - share) / len(names)) ** 0.5,
+        chance=1.0 / len(classes),
+        largest_class=float(np.unique(names, return_counts=True)[1].max() / len(names)),
+    )
 
 
 def _means(proposal: Distribution | None, otherwise: Tensor) -> Tensor:
@@ -171,7 +178,12 @@ def _array(values: Values) -> np.ndarray:
     return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
 
 
-def _numbers(codes: Values) -> np.ndarray:
+def numbers_of(codes: Values) -> np.ndarray:
+    """Codes as an array (N, D) of finite numbers.
+
+    Raises:
+        ValueError: anything else.
+    """
     array = _array(codes)
     if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "biuf":
         raise ValueError(f"codes must be numbers of shape (N, D), got {array.dtype} {array.shape}")
@@ -183,8 +195,13 @@ def _numbers(codes: Values) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def _labels(labels: Values, count: int) -> np.ndarray:
+def labels_of(labels: Values, shape: tuple[int, ...]) -> np.ndarray:
+    """Labels as an array.
+
+    Raises:
+        ValueError: another shape.
+    """
     array = _array(labels)
-    if array.shape != (count,):
-        raise ValueError(f"labels must have shape ({count},), one a code, got {array.shape}")
+    if array.shape != shape:
+        raise ValueError(f"labels must have shape {shape}, one a code, got {array.shape}")
     return array

@@ -12,9 +12,9 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
-from inference.densities import require_steps
+from inference.densities import StepDensities, require_steps
 from inference.modes import evaluating
-from inference.protocols import counts, of_kind, require_finite
+from inference.protocols import counts, of_kind, one_of, require_finite
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel, require_taken
 
 
@@ -162,10 +162,58 @@ def swap_f(
         taken = _indices(order, x)
         own = model.rollout(guide, x, mask)
         assert own.f is not None  # f_dim > 0
-        d = model.rollout(guide, x, mask, z=own.z, f=own.f[:, taken])
-        assert d.emission is not None
-        emitted = _mean(d.emission) if mean else d.emission.sample()  # (T, 1, B, X)
-        return torch.where(mask.unsqueeze(-1), emitted.squeeze(1).transpose(0, 1), 0.0)
+        return _emitted(model.rollout(guide, x, mask, z=own.z, f=own.f[:, taken]), mask, mean)
+
+
+@torch.no_grad()
+def redraw(
+    model: SequenceModel,
+    guide: SequenceGuide,
+    x: Tensor,
+    what: str,
+    mask: Tensor | None = None,
+    *,
+    mean: bool = True,
+) -> Tensor:
+    """Emit sequences again, with f or the path of z from its prior, the other kept.
+
+    What is kept should be recognised, what is drawn anew should not. Source: the protocol of Li
+    and Mandt (2018), https://arxiv.org/abs/1803.02991, section 4.1.
+
+    Args:
+        model, guide: a model with a latent f that all steps share, and its guide.
+        x: ``(B, T, X)``.
+        what: "f" or "z", which of them is drawn from its prior. A model whose recurrence reads x
+            reads the data where z is kept, and what it has emitted where z is drawn.
+        mask: ``(B, T)`` bool, a prefix, or None.
+        mean: the emission's means, or draws from it.
+
+    Returns:
+        ``(B, T, X)``, zero on padding.
+
+    Raises:
+        ValueError: a model without f, another ``what``, a sequence without steps, or data that
+            the model cannot score.
+        NotImplementedError: ``mean`` with an emission that does not know its mean.
+    """
+    _require_f("redraw", model)
+    one_of(("f", "z"), what=what)
+    with evaluating(model, guide):
+        x, mask = _with_steps(model, x, mask)
+        own = model.rollout(guide, x, mask)
+        assert own.f is not None  # f_dim > 0
+        if what == "z":
+            emitted = generate(model, len(x), mask.shape[1], mean=mean, f=own.f[0])
+            return torch.where(mask.unsqueeze(-1), emitted, 0.0)
+        drawn = model.prior_f(Size((1, len(x)))).sample()
+        return _emitted(model.rollout(guide, x, mask, z=own.z, f=drawn), mask, mean)
+
+
+def _emitted(d: StepDensities, mask: Tensor, mean: bool) -> Tensor:
+    """Means or draws of the emission, ``(B, T, X)``, zero on padding."""
+    assert d.emission is not None
+    emitted = _mean(d.emission) if mean else d.emission.sample()  # (T, 1, B, X)
+    return torch.where(mask.unsqueeze(-1), emitted.squeeze(1).transpose(0, 1), 0.0)
 
 
 def _free_run(model: SequenceModel, state: Any, steps: int, mean: bool) -> Tensor:

@@ -19,9 +19,9 @@ from pyro_avrnn.cli.settings import Batching, Decay, Settings
 from pyro_avrnn.critics import CRITICS, VIEWS
 from pyro_avrnn.guides import GUIDES
 from pyro_avrnn.implicit import IMPLICIT
-from pyro_avrnn.networks import ACTIVATIONS, CELLS, FEATURES
+from pyro_avrnn.networks import ACTIVATIONS, CELLS
 from pyro_avrnn.priors import PRIORS
-from pyro_avrnn.recipes import EMISSIONS, OF_DSAE, WITH_LATENTS
+from pyro_avrnn.recipes import EMISSIONS, FEATURES, OF_DSAE, WITH_LATENTS
 
 #: a number, or (start, stop, fraction of the run)
 Weight = float | tuple[float, float, float]

@@ -76,8 +76,8 @@ def load(source: str | Path, **options: Any) -> Dataset:
 
     Args:
         source: "vowels" (built in), a folder or ``.zip`` with TIMIT, LibriSpeech, the Free
-            Spoken Digit Dataset or sprites, a ``.mat`` file of piano rolls, a ``.csv.gz`` of MNIST images, or
-            your own ``.npz`` file.
+            Spoken Digit Dataset or sprites, a ``.mat`` file of piano rolls, a ``.csv.gz`` of
+            MNIST images, or your own ``.npz`` file.
         **options: go to the reader, such as ``segment`` for :func:`timit`.
 
     Raises:
@@ -98,7 +98,7 @@ def load(source: str | Path, **options: Any) -> Dataset:
     if reader is None:
         raise ValueError(
             "source must be 'vowels', a folder or .zip of speech (TIMIT, LibriSpeech, spoken "
-            f"digits) or sprites, a piano-roll .mat, a .csv.gz of MNIST or a .npz file, got {str(source)!r}, "
-            "which is neither a known name or extension nor a folder"
+            "digits) or sprites, a piano-roll .mat, a .csv.gz of MNIST or a .npz file, got "
+            f"{str(source)!r}, which is neither a known name or extension nor a folder"
         )
     return reader(path, **options)

@@ -11,12 +11,10 @@ licences CC BY-SA 3.0 and GPL 3.0. Split of Li and Mandt (2018), https://arxiv.o
 
 import io
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from inference.protocols import counts
 from pyro_avrnn.data._audio import entries

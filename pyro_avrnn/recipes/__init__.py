@@ -4,7 +4,16 @@
 their parts by name, :mod:`~pyro_avrnn.recipes.files` writes and reads parameters.
 """
 
-from pyro_avrnn.recipes.build import EMISSIONS, OF_DSAE, OWN, TAKES, WITH_LATENTS, Parts, Recipe
+from pyro_avrnn.recipes.build import (
+    EMISSIONS,
+    FEATURES,
+    OF_DSAE,
+    OWN,
+    TAKES,
+    WITH_LATENTS,
+    Parts,
+    Recipe,
+)
 from pyro_avrnn.recipes.files import load, save
 from pyro_avrnn.recipes.papers import (
     RECIPES,
@@ -24,6 +33,7 @@ from pyro_avrnn.recipes.with_critic import refined
 
 __all__ = [
     "EMISSIONS",
+    "FEATURES",
     "OF_DSAE",
     "OWN",
     "RECIPES",

@@ -8,10 +8,12 @@ from torch import nn
 
 from inference.protocols import counts
 from pyro_avrnn.autoregressive import AutoregressiveEmission
+from pyro_avrnn.convolutions import ImageEmission, ImageFeatures
 from pyro_avrnn.emissions import EMISSIONS as INDEPENDENT
 from pyro_avrnn.guides import GUIDES
 from pyro_avrnn.implicit import IMPLICIT
-from pyro_avrnn.networks import CELLS, FEATURES, MLP, RecurrentEncoder
+from pyro_avrnn.networks import CELLS, MLP, RecurrentEncoder
+from pyro_avrnn.networks import FEATURES as OF_VECTORS
 from pyro_avrnn.priors import PRIORS
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel
 
@@ -40,8 +42,9 @@ class Parts(TypedDict, total=False):
             "mean_field_forward" (x up to t), "mean_field_frame" (x_t alone), "implicit" or
             "smoothing_implicit" (no density, for AVB), or your own.
         cell: "gru" or "lstm", or your own.
-        features: what x is read by, "mlp" (default), or "loudness" for pieces of waveform, which
-            it reads in units of their root mean square; or your own.
+        features: what x is read by, "mlp" (default), "loudness" for pieces of waveform, which it
+            reads in units of their root mean square, "image" for square images, by convolutions;
+            or your own.
         min_scale: floor of a normal emission's scale, in units of the data (default 0.001).
         prior_gradient: for a residual guide, whether its gradient reaches the prior (default).
         dropout: share of x's features hidden from recurrence and guide in training mode. As Pyro
@@ -64,7 +67,11 @@ class Parts(TypedDict, total=False):
     emission_options: Options
 
 
-EMISSIONS: dict[str, type[nn.Module]] = INDEPENDENT | {"autoregressive": AutoregressiveEmission}
+EMISSIONS: dict[str, type[nn.Module]] = INDEPENDENT | {
+    "autoregressive": AutoregressiveEmission,
+    "image": ImageEmission,
+}
+FEATURES: dict[str, type[nn.Module]] = {**OF_VECTORS, "image": ImageFeatures}
 #: each paper's own parts; a recipe has no others
 OWN: dict[str, dict[str, str]] = {
     "rnn": {"cell": "gru"},
@@ -97,6 +104,7 @@ TAKES: dict[str, dict[str, tuple[str, ...]]] = {
         "mixture": (*_NORMAL, "num_components"),
         "categorical": (*_NETWORK, "num_classes"),
         "logistic": (*_NETWORK, "bits", "num_components", "min_log_scale", "unit"),
+        "image": (*_NORMAL, "channels"),
         "autoregressive": ("of", "network", "width", "lags"),  # and what that emission takes
     },
     "guide": {
