@@ -112,7 +112,9 @@ class RecurrentProbe:
         where = np.searchsorted(self.classes, names).clip(max=len(self.classes) - 1)
         targets = torch.as_tensor(where, device=rows.device)
         frames = rows[mask]
-        self.mean, self.deviation = frames.mean(dim=0), frames.std(dim=0) + 1e-6
+        self.mean, deviation = frames.mean(dim=0), frames.std(dim=0)
+        # a dimension that never changes here may change a little in paths that are judged later
+        self.deviation = deviation.clamp(min=0.1 * float(deviation.mean()) + 1e-6)
         with seeded(seed):
             self.net = _Reader(rows.shape[-1], width, len(self.classes), dropout).to(rows)
             self._fit(rows, mask, targets, epochs)

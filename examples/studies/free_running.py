@@ -36,8 +36,7 @@ from inference.files import write_json
 from pyro_avrnn import data, plots, recipes
 from pyro_avrnn.cli import main as avrnn
 from pyro_avrnn.cli.runs import commit, row_folder
-from pyro_avrnn.data import Dataset, Sequences
-from pyro_avrnn.data.digits import log_mel
+from pyro_avrnn.data import Dataset, Sequences, log_mel
 from pyro_avrnn.generation import generate
 from pyro_avrnn.media import write_wav
 

@@ -39,8 +39,8 @@ from inference.modes import evaluating
 from inference.probes import LinearProbe, sequence_codes
 from pyro_avrnn import plots, recipes
 from pyro_avrnn.cli.runs import commit
-from pyro_avrnn.data import Dataset, Sequences
-from pyro_avrnn.data.digits import labels, mel_to_waveform, spoken_digits
+from pyro_avrnn.data import Dataset, Sequences, mel_to_waveform, spoken_digits
+from pyro_avrnn.data.digits import labels
 from pyro_avrnn.generation import swap_f
 from pyro_avrnn.media import write_wav
 

@@ -16,8 +16,9 @@ from pyro_avrnn.cli.comparison import Comparison
 from pyro_avrnn.cli.generate import Generation
 from pyro_avrnn.cli.options import add_options, listed, read
 from pyro_avrnn.cli.refine import Refining
-from pyro_avrnn.cli.rows import ROWS, Training
+from pyro_avrnn.cli.rows import ROWS
 from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.cli.training import Training
 from pyro_avrnn.cli.tune import Search
 
 _BAD_INPUT = (ArithmeticError, ImportError, NotImplementedError, OSError, TypeError, ValueError)

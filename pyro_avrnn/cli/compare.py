@@ -16,9 +16,9 @@ from pyro_avrnn.cli import report
 from pyro_avrnn.cli.comparison import Comparison
 from pyro_avrnn.cli.folder import check_writable, emptied, owned, resumed
 from pyro_avrnn.cli.parts import build
-from pyro_avrnn.cli.rows import Training
 from pyro_avrnn.cli.runs import Result, Task, row_folder, run
 from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.cli.training import Training
 from pyro_avrnn.cli.workers import Progress, spread
 from pyro_avrnn.data import Dataset
 

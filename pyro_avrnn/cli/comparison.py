@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from inference.protocols import given
 from pyro_avrnn.cli.options import option
-from pyro_avrnn.cli.rows import Training, parse
+from pyro_avrnn.cli.rows import parse
 from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.cli.training import Training
 from pyro_avrnn.data import corpus_of
 
 
@@ -39,6 +40,16 @@ class Comparison:
         None, "speech: score samples as linear levels of this many bits (default: densities)"
     )
     mu_law: int | None = option(None, "the same with levels of mu-law, as papers do")
+    n_mels: int | None = option(
+        None, "speech: log-mel frames of so many bands (default: waveforms; digits: 40)"
+    )
+    warp: float | None = option(
+        None, "log-mel frames: warp the mel axis of training pieces by up to exp(warp), anew each"
+    )
+    strings: str | None = option(
+        None, "digits: join recordings of a speaker to strings of so many, such as 3-5"
+    )
+    side: int | None = option(None, "sprites: pixels of a side (default: 64)", "at least 1")
     rows: tuple[str, ...] = option((), "rows of the table, see below")
     schedules: tuple[Literal["elbo", "alternating", "joint"], ...] = option(
         ("elbo", "alternating", "joint"),
@@ -59,7 +70,7 @@ class Comparison:
 
     @cached_property
     def is_speech(self) -> bool:
-        """Whether the data are read as waveforms."""
+        """Whether the data are recordings of sentences."""
         return corpus_of(self.data) in ("timit", "librispeech")
 
     def trainings(self) -> list[Training]:
@@ -74,14 +85,15 @@ class Comparison:
 
     def reader_options(self, settings: Settings) -> dict[str, Any]:
         """What ``data.load`` takes; an option of other data raises ``ValueError``."""
-        names = ("segment", "transpose", "frame", "pcm", "mu_law")
-        chosen = given(**{name: getattr(self, name) for name in names})
         speech, rolls, digits = "speech (TIMIT, LibriSpeech)", "piano rolls (.mat)", "digits"
-        kinds = dict.fromkeys(names, speech)
-        kinds |= {"segment": f"{speech} and {rolls}", "transpose": rolls}
-        kinds["frame"] = f"{speech} and spoken {digits}"
+        both = f"{speech} and spoken {digits}"
+        kinds = dict.fromkeys(("pcm", "mu_law"), speech)
+        kinds |= {"segment": f"{speech} and {rolls}", "transpose": rolls, "strings": digits}
+        kinds |= dict.fromkeys(("frame", "n_mels", "warp"), both) | {"side": "sprites"}
+        chosen = given(**{name: getattr(self, name) for name in kinds})
         found = speech if self.is_speech else rolls if self.data.lower().endswith(".mat") else "-"
-        found = digits if corpus_of(self.data) == "digits" else found
+        corpus = corpus_of(self.data)
+        found = corpus if corpus in ("digits", "sprites") else found
         for name in chosen:
             if found not in kinds[name]:
                 flag = name.replace("_", "-")

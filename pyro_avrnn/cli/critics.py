@@ -8,12 +8,14 @@ import torch
 from inference import AVB, Adversarial, Alternating
 from inference.constraints import clip, gradient_penalty, spectral
 from inference.divergences import DIVERGENCES
-from inference.matching import DISTANCES, Matching
+from inference.global_information import GlobalInformation, GlobalMatching
+from inference.matching import DISTANCES, Matching, mmd
+from inference.mutual_information import ESTIMATORS
 from inference.objectives import Objective
 from inference.protocols import Hook, Penalty
 from inference.twists import TwistLearning
 from pyro_avrnn import recipes
-from pyro_avrnn.cli.rows import Training, ramp
+from pyro_avrnn.cli.training import Training, ramp
 from pyro_avrnn.implicit import IMPLICIT
 
 Arguments = dict[str, Any]
@@ -45,6 +47,8 @@ def chosen(training: Training, arguments: Arguments, steps: int) -> Chosen:
         return _refined(training, arguments, steps)
     if training.twist:
         return _twisted(training, arguments)
+    if training.schedule == "global":
+        return _global(training, arguments)
     if training.view is None:
         return Chosen(recipes.RECIPES[training.model](**arguments))
     return _penalised(training, training.view, arguments)
@@ -84,6 +88,40 @@ def _penalised(training: Training, view: str, arguments: Arguments) -> Chosen:
     if training.schedule == "joint":
         return Chosen(recipe, adversarial, (adversarial.update,), (adversarial,))
     return Chosen(recipe, adversarial, (_alternating(training, recipe, adversarial).update,))
+
+
+def _global(training: Training, arguments: Arguments) -> Chosen:
+    """What is done for the latent of a DSAE that all steps share."""
+    if training.model != "dsae" or training.bound != "elbo":
+        raise ValueError(
+            f"row {training.label!r} needs model=dsae and bound=elbo, got "
+            f"model={training.model}, bound={training.bound}"
+        )
+    own = {"information": training.information, "critic_dim": training.critic_dim}
+    recipe = recipes.dsae(**arguments, **own, reads=training.reads)
+    penalties: list[Penalty] = []
+    if training.alpha != 0.0:
+        penalties.append(GlobalInformation("infonce", weight=ramp(training.alpha)))
+    if training.free_bits:
+        bits = {"free_bits": training.free_bits, "name": "free_bits"}
+        penalties.append(GlobalInformation("free_bits", **bits))
+    if training.match != 0.0:
+        penalties.append(GlobalMatching(mmd(), weight=ramp(training.match)))
+    options = {"kl_f_weight": ramp(training.kl_f)}
+    if training.information is None:
+        return Chosen(recipe, penalties=(*penalties,), options=options)
+    assert recipe.critic is not None
+    adversarial = Adversarial(
+        recipe.critic,
+        role="information_of_z" if training.detach_f else "information",
+        divergence=ESTIMATORS[training.information](),
+        optim=torch.optim.Adam(recipe.critic.parameters(), lr=training.critic_lr),
+        critic_steps=training.critic_steps,
+        weight=ramp(training.gamma),
+        watch=training.watch,
+    )
+    hooks = (adversarial.update,)
+    return Chosen(recipe, adversarial, hooks, (*penalties, adversarial), options=options)
 
 
 def _with_role(training: Training, arguments: Arguments, role: str, **more: Any) -> recipes.Recipe:

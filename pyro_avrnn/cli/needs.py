@@ -7,7 +7,7 @@ from inference.matching import DISTANCES
 from pyro_avrnn.recipes import OWN, TAKES
 
 if TYPE_CHECKING:
-    from pyro_avrnn.cli.rows import Training
+    from pyro_avrnn.cli.training import Training
 
 Condition = tuple[str, "Callable[[Training], bool]"]
 
@@ -18,7 +18,8 @@ def _has_critic(row: "Training") -> bool:
 
 def _learns(row: "Training") -> bool:
     in_loop = row.schedule == "refined" and row.stage == "loop"
-    return _has_critic(row) or row.schedule == "avb" or row.twist or in_loop
+    adversary = row.schedule == "avb" or row.information is not None
+    return _has_critic(row) or adversary or row.twist or in_loop
 
 
 def _constrained(row: "Training") -> bool:
@@ -43,6 +44,10 @@ _PENALTY: Condition = (
     lambda row: row.schedule == "joint",
 )
 _CRITIC: Condition = "a row with a critic, such as conditional", _has_critic
+_WATCHED: Condition = (
+    "a row with a critic whose score is a price, such as conditional",
+    lambda row: _has_critic(row) or row.information is not None,
+)
 _LEARNS: Condition = "a critic that learns in the training", _learns
 _CONSTRAINED: Condition = "a critic with constraint=spectral or gradient_penalty", _constrained
 _CAPPED: Condition = (
@@ -64,6 +69,11 @@ _AUTOREGRESSIVE: Condition = (
     "emission=autoregressive",
     lambda row: row.emission == "autoregressive",
 )
+_DSAE: Condition = ("a row such as dsae, with model=dsae", lambda row: row.schedule == "global")
+_ESTIMATED: Condition = (
+    "a row such as dsae, with information=infonce or another estimator",
+    lambda row: row.information is not None,
+)
 _LEVELS: Condition = (
     "emission=logistic or autoregressive",
     lambda row: row.emission in (None, "logistic", "autoregressive"),
@@ -74,7 +84,8 @@ _NEEDS: dict[str, Condition] = {
     "prior_gradient": _RESIDUAL,
     **dict.fromkeys(("view", "divergence", "standardise"), _AGAINST),
     **dict.fromkeys(("weight", "pairing"), _PENALTY),
-    **dict.fromkeys(("critic", "constraint", "watch"), _CRITIC),
+    **dict.fromkeys(("critic", "constraint"), _CRITIC),
+    "watch": _WATCHED,
     **dict.fromkeys(("critic_steps", "critic_lr"), _LEARNS),
     "on": _CONSTRAINED,
     "strength": _CAPPED,
@@ -85,6 +96,10 @@ _NEEDS: dict[str, Condition] = {
     **dict.fromkeys(("adversarial_lr", "detach_state"), _ALTERNATING),
     **dict.fromkeys(("width", "lags"), _AUTOREGRESSIVE),
     "components": _LEVELS,
+    "f_dim": ("model=dsae", lambda row: row.model == "dsae"),
+    **dict.fromkeys(("normalise", "segment"), ("model=dsae", lambda row: row.model == "dsae")),
+    **dict.fromkeys(("kl_f", "match", "alpha", "free_bits", "information"), _DSAE),
+    **dict.fromkeys(("gamma", "reads", "detach_f"), _ESTIMATED),
 }
 
 

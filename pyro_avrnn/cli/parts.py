@@ -11,8 +11,8 @@ from inference.objectives import Objective
 from inference.protocols import Hook
 from pyro_avrnn import recipes
 from pyro_avrnn.cli.critics import chosen
-from pyro_avrnn.cli.rows import Training, ramp
 from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.cli.training import Training, ramp
 from pyro_avrnn.data import Dataset
 
 BOUNDS: dict[str, type[Objective]] = {"elbo": ELBO, "iwae": IWAE, "fivo": FIVO}
@@ -96,6 +96,9 @@ def _recipe_arguments(training: Training, data: Dataset, settings: Settings) -> 
     if training.schedule != "none":
         arguments["z_dim"] = settings.z_dim
         arguments["prior_gradient"] = training.prior_gradient
+    if training.model == "dsae":
+        arguments |= {"f_dim": training.f_dim, "normalise": training.normalise}
+        arguments["segment"] = _shares(training.segment)
     for part in ("guide", "prior", "cell"):
         chosen = getattr(training, part)
         if part in own:
@@ -103,6 +106,19 @@ def _recipe_arguments(training: Training, data: Dataset, settings: Settings) -> 
         elif chosen is not None:
             raise ValueError(f"{part} is no part of the model {training.model!r}, got {chosen!r}")
     return arguments
+
+
+def _shares(text: str | None) -> tuple[float, float] | None:
+    """Shares of a sequence, such as 0.3-0.7."""
+    if text is None:
+        return None
+    try:
+        least, most = map(float, text.split("-"))
+    except ValueError:
+        raise ValueError(
+            f"option segment must be two shares of a sequence such as 0.3-0.7, got {text!r}"
+        ) from None
+    return least, most
 
 
 def _emission(training: Training, data: Dataset) -> dict[str, Any]:

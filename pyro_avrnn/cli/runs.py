@@ -32,8 +32,8 @@ from inference.training import History, Records, fit
 from inference.validation import Validation
 from pyro_avrnn import recipes
 from pyro_avrnn.cli.parts import Parts, build, optimiser, refined
-from pyro_avrnn.cli.rows import Training
 from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.cli.training import Training
 from pyro_avrnn.data import Batches, Dataset, Sequences
 from pyro_avrnn.implicit import ImplicitGuide, MomentGuide
 

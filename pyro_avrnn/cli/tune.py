@@ -14,10 +14,11 @@ from pyro_avrnn.cli.comparison import Comparison
 from pyro_avrnn.cli.needs import lacking
 from pyro_avrnn.cli.options import kind_of, option, options_of
 from pyro_avrnn.cli.report import validation_bound
-from pyro_avrnn.cli.rows import ROWS, Training, parse, set_by, vary
+from pyro_avrnn.cli.rows import ROWS, parse, set_by, vary
 from pyro_avrnn.cli.runs import Result
 from pyro_avrnn.cli.settings import Settings
 from pyro_avrnn.cli.tables import markdown
+from pyro_avrnn.cli.training import Training
 from pyro_avrnn.data import Dataset
 from pyro_avrnn.data._checks import optional
 from pyro_avrnn.recipes import OWN

@@ -15,7 +15,7 @@ from pyro_avrnn.data import companding
 from pyro_avrnn.data._audio import recordings
 from pyro_avrnn.data._checks import optional
 from pyro_avrnn.data.dataset import SPLITS, Dataset, Piece, by_split, standardise
-from pyro_avrnn.data.mel import log_mel
+from pyro_avrnn.data.mel import MelWarp, log_mel
 
 _WINDOWS, _HOPS = 40, 100  # a second, of log-mel frames: 25 ms, every 10 ms
 
@@ -42,6 +42,7 @@ class Framing:
     mu_law: int | None = None
     pcm: int | None = None
     n_mels: int | None = None
+    warp: float | None = None
 
     def __post_init__(self) -> None:
         counts(1, frame=self.frame, **given(segment=self.segment, n_mels=self.n_mels))
@@ -51,6 +52,8 @@ class Framing:
                 "n_mels makes log-mel frames, of which frame, mu_law and pcm say nothing; leave "
                 "them out"
             )
+        if self.warp is not None and self.n_mels is None:
+            raise ValueError("warp is for log-mel frames, not for waveforms; give n_mels")
         for name, bits in given(mu_law=self.mu_law, pcm=self.pcm).items():
             companding.check_bits(name, bits)
         if self.mu_law is not None and self.pcm is not None:
@@ -101,6 +104,7 @@ class Framing:
             mean=mean,
             std=std,
             frame_seconds=of.rate // _HOPS / of.rate,
+            augment=None if self.warp is None else MelWarp(self.warp, mean, std),
             origin=f"{corpus.name}: {of.origin}",
         )
 

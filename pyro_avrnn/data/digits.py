@@ -9,20 +9,19 @@ Origin: https://github.com/Jakobovski/free-spoken-digit-dataset. Licence: CC BY-
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
 from pyro_avrnn.data._audio import entries, recordings
 from pyro_avrnn.data._checks import reading
 from pyro_avrnn.data._speech import Corpus, Framing
-from pyro_avrnn.data.dataset import Dataset, by_split, groups_of_names, standardise
-from pyro_avrnn.data.mel import log_mel
-from pyro_avrnn.data.sequences import Sequences
+from pyro_avrnn.data.dataset import Dataset, by_split, standardise
+from pyro_avrnn.data.mel import MelWarp, log_mel
+from pyro_avrnn.data.strings import NAME, digit_strings, numbers_between
 
 _EXPECTED = "a folder or .zip with files recordings/DIGIT_SPEAKER_TAKE.wav"
-_NAME = re.compile(r"([0-9])_([A-Za-z0-9-]+)_([0-9]{1,4})")
-_FILE = re.compile(rf"(?:.*/)?({_NAME.pattern})\.wav", re.IGNORECASE)
+_FILE = re.compile(rf"(?:.*/)?({NAME.pattern})\.wav", re.IGNORECASE)
 _RATE = 8_000
 _MAX_BYTES = 2**20  # a minute of audio: no digit is that long, a member of a hostile zip may be
 
@@ -34,6 +33,8 @@ def spoken_digits(
     window: int = 256,
     hop: int = 128,
     frame: int | None = None,
+    warp: float | None = None,
+    strings: str | None = None,
 ) -> Dataset:
     """Read FSDD; X = ``n_mels`` log-mel values, each standardised by the training frames.
 
@@ -50,6 +51,9 @@ def spoken_digits(
         hop: samples from one frame to the next; 128 are 16 ms.
         frame: samples in a frame of waveform, which the three before say nothing of; the
             remainder of a recording is dropped.
+        warp: limit of a :class:`~.mel.MelWarp` of log-mel frames, for ``augment`` of batches.
+        strings: join recordings of a speaker to strings, of "3-5" digits for instance, as
+            :func:`~.strings.digit_strings` does; each recording is in two of them.
 
     Returns:
         ``mean`` and ``std`` are (X,); ``x * std + mean`` is what :func:`log_mel` returns. For
@@ -61,7 +65,12 @@ def spoken_digits(
             file is damaged or not 16-bit audio of one channel at 8 kHz.
         ImportError: if librosa or soundfile is not installed.
     """
+    if strings is not None:
+        single = spoken_digits(path, n_mels=n_mels, window=window, hop=hop, frame=frame, warp=warp)
+        return digit_strings(single, *numbers_between(strings), repeats=2)
     if frame is not None:
+        if warp is not None:
+            raise ValueError("warp is for log-mel frames, not for waveforms; leave out frame")
         with reading(path, _EXPECTED, folder=True) as corpus:
             return Framing(frame, segment=None).read(corpus, _WAVES)
     frames_of = partial(log_mel, sample_rate=_RATE, n_mels=n_mels, window=window, hop=hop)
@@ -72,8 +81,9 @@ def spoken_digits(
             for split, name, samples in sorted(found, key=lambda recording: recording[1])
         )
         standardised = standardise(*by_split(pieces, _TAKES, torch.float64))
-    origin = f"{corpus.name}: {_ORIGIN}"
-    return Dataset("digits", *standardised, frame_seconds=hop / _RATE, origin=origin)
+    augment = None if warp is None else MelWarp(warp, *standardised[3:])
+    about: dict[str, Any] = {"frame_seconds": hop / _RATE, "origin": f"{corpus.name}: {_ORIGIN}"}
+    return Dataset("digits", *standardised, augment=augment, **about)
 
 
 def _parse(file: str) -> tuple[str, str] | None:
@@ -99,25 +109,3 @@ def holds_digits(path: str | Path) -> bool:
         return any(_parse(file) for file, *_ in entries(Path(path)))
     except Exception:  # a damaged archive: its reader raises the right error
         return False
-
-
-def labels(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
-    """Read digit and speaker of each sequence from its name.
-
-    Args:
-        sequences: a split of :func:`spoken_digits`, or some of it.
-
-    Returns:
-        The digits, integers (N,), and the speakers, strings (N,).
-
-    Raises:
-        ValueError: if a name is not "DIGIT_SPEAKER_TAKE".
-
-    Example:
-        >>> data = Sequences.from_list([[[0.0]], [[1.0]]], ["7_theo_0", "3_lucas_12"])
-        >>> digits, speakers = labels(data)
-        >>> digits.tolist(), speakers.tolist()
-        ([7, 3], ['theo', 'lucas'])
-    """
-    parts = groups_of_names(sequences, _NAME, "DIGIT_SPEAKER_TAKE, as spoken_digits gives them")
-    return np.array([int(digit) for digit, _, _ in parts]), np.array([who for _, who, _ in parts])

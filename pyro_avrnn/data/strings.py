@@ -1,4 +1,4 @@
-"""Strings of spoken digits: recordings of one speaker, joined.
+"""Names of spoken digits, and strings of them: recordings of one speaker, joined.
 
 In a single recording the digit is as global as the speaker: both are the same in all frames. In
 a string of several digits the speaker alone is.
@@ -12,11 +12,45 @@ import torch
 from torch import Tensor
 
 from inference.protocols import counts, of_kind
-from pyro_avrnn.data.dataset import SPLITS, Dataset
-from pyro_avrnn.data.digits import labels
+from pyro_avrnn.data.dataset import SPLITS, Dataset, groups_of_names
 from pyro_avrnn.data.sequences import Sequences
 
-_PART = re.compile(r"([0-9])_([A-Za-z0-9-]+)_([0-9]{1,4}):([0-9]+)")
+NAME = re.compile(r"([0-9])_([A-Za-z0-9-]+)_([0-9]{1,4})")
+_PART = re.compile(rf"{NAME.pattern}:([0-9]+)")
+
+
+def labels(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
+    """Read digit and speaker of each sequence from its name.
+
+    Args:
+        sequences: a split of :func:`spoken_digits`, or some of it.
+
+    Returns:
+        The digits, integers (N,), and the speakers, strings (N,).
+
+    Raises:
+        ValueError: if a name is not "DIGIT_SPEAKER_TAKE".
+
+    Example:
+        >>> data = Sequences.from_list([[[0.0]], [[1.0]]], ["7_theo_0", "3_lucas_12"])
+        >>> digits, speakers = labels(data)
+        >>> digits.tolist(), speakers.tolist()
+        ([7, 3], ['theo', 'lucas'])
+    """
+    parts = groups_of_names(sequences, NAME, "DIGIT_SPEAKER_TAKE, as spoken_digits gives them")
+    return np.array([int(digit) for digit, _, _ in parts]), np.array([who for _, who, _ in parts])
+
+
+def numbers_between(text: str) -> tuple[int, int]:
+    """Two numbers written as "3-5".
+
+    Raises:
+        ValueError: anything else.
+    """
+    match = re.fullmatch(r"([0-9]{1,3})-([0-9]{1,3})", text)
+    if match is None:
+        raise ValueError(f"strings must be two numbers such as 3-5, got {text!r}")
+    return int(match[1]), int(match[2])
 
 
 def digit_strings(

@@ -39,7 +39,8 @@ def timit(path: str | Path, **framing: Any) -> Dataset:
             :func:`~.companding.mu_law`, not standardised, and the data are of kind "mu-law";
             ``pcm``, bits from 1 to 16: samples become linear levels, in units of the deviation,
             and the data are of kind "pcm"; ``n_mels``: X is that many log-mel values of 25 ms,
-            every 10 ms, each standardised by the training frames.
+            every 10 ms, each standardised by the training frames; ``warp``: the limit of a
+            :class:`~.mel.MelWarp` of these, for ``augment`` of batches.
 
     Returns:
         ``mean`` and ``std`` are numbers in int16 units, over all training frames; 0 and 1 for

@@ -20,9 +20,10 @@ from pyro_avrnn.cli import compare, main
 from pyro_avrnn.cli.comparison import Comparison
 from pyro_avrnn.cli.options import options_of
 from pyro_avrnn.cli.parts import build
-from pyro_avrnn.cli.rows import ROWS, Training, parse
+from pyro_avrnn.cli.rows import ROWS, parse
 from pyro_avrnn.cli.runs import row_folder
 from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.cli.training import Training
 
 TINY = ["--steps", "6", "--h-dim", "8", "--z-dim", "2", "--particles", "25", "--jobs", "1"]
 PICTURES = ("learning_curves", "critic_curves", "rate", "sequences", "posterior", "filter")

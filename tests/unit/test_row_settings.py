@@ -16,9 +16,10 @@ from pyro_avrnn.cli import main, runs
 from pyro_avrnn.cli.comparison import Comparison
 from pyro_avrnn.cli.options import options_of
 from pyro_avrnn.cli.parts import Parts, build
-from pyro_avrnn.cli.rows import Training, parse
+from pyro_avrnn.cli.rows import parse
 from pyro_avrnn.cli.runs import Task
 from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.cli.training import Training
 from pyro_avrnn.data import Dataset, Sequences
 from tests.unit.corpora import by_region, folder_of
 

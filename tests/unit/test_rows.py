@@ -10,8 +10,9 @@ from pyro_avrnn import data
 from pyro_avrnn.cli.needs import lacking
 from pyro_avrnn.cli.options import options_of
 from pyro_avrnn.cli.parts import build
-from pyro_avrnn.cli.rows import ROWS, Training, parse, vary
+from pyro_avrnn.cli.rows import ROWS, parse, vary
 from pyro_avrnn.cli.settings import Settings
+from pyro_avrnn.cli.training import Training
 
 
 @pytest.mark.parametrize(
