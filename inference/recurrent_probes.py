@@ -54,11 +54,13 @@ def sequence_paths(
     x, mask = check_batch(model, x, mask)
     require_steps(mask)
 
-    def drawn(x: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    longest = mask.shape[1]
+
+    def drawn(x: Tensor, mask: Tensor) -> dict[str, Tensor]:  # portions end with their longest
         d = step_densities(model, guide, x, mask)
-        padded = d.z.new_zeros(mask.shape[1], len(x), d.z.shape[-1])
-        padded[: len(d.z)] = d.z[:, 0]
-        found = {"z": padded.transpose(0, 1) * mask.unsqueeze(-1)}
+        padded = d.z.new_zeros(len(x), longest, d.z.shape[-1])
+        padded[:, : mask.shape[1]] = d.z[:, 0].transpose(0, 1) * mask.unsqueeze(-1)
+        found = {"z": padded}
         return found if d.f is None else found | {"f": d.f[0]}
 
     with seeded(seed), evaluating(model, guide):
