@@ -52,8 +52,6 @@ from inference.traces import step_densities
 from inference.twists import Foresight
 from inference.weights import normalise, require_usable, wide
 
-_WATCH_EVERY = 10  # calls; each costs a backward pass a term
-
 
 @dataclass(kw_only=True)
 class Objective:
@@ -83,7 +81,7 @@ class Objective:
     Attributes:
         terms: what the last call was made of, nats a frame. Where a penalty has ``watch``, the
             norm of the gradient in the guide's parameters of the bound, and of each penalty, is
-            among them, of every tenth call: a penalty with no pull beside the bound does nothing.
+            among them: a penalty with no pull beside the bound does nothing.
         after: the state after the last step of the last call, if it was asked for.
     """
 
@@ -96,7 +94,6 @@ class Objective:
     terms: dict[str, Tensor | float] = field(default_factory=dict, init=False, repr=False)
     after: Any = field(default=None, init=False, repr=False)
     _shares: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # of a loss
-    _pulls: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     bound: ClassVar[str] = ""  # name of its value in terms; the ELBO is there anyway
 
     def __post_init__(self) -> None:
@@ -150,7 +147,8 @@ class Objective:
         loss = self.loss(densities)
         self.after = self.carry(model, densities) if carry else None
         if loss.requires_grad:
-            if any(getattr(penalty, "watch", False) for penalty in self.penalties):
+            watched = any(getattr(penalty, "watch", False) for penalty in self.penalties)
+            if watched and isinstance(guide, nn.Module):
                 self._watch(guide, densities.mask.sum())
             self._shares = {}  # and with them the graph
             loss = loss + self.correction(densities, model, guide)
@@ -160,12 +158,10 @@ class Objective:
     differentiable_loss = __call__  # the name that Pyro's module form calls
 
     def _watch(self, guide: Any, frames: Tensor) -> None:
-        """Leave the pull of bound and penalties on the guide in ``terms``, of every tenth call."""
-        if self.clock.calls % _WATCH_EVERY == 0 and isinstance(guide, nn.Module):
-            own = [p for p in guide.parameters() if p.requires_grad]
-            norms = norms_of_gradients(self._shares, own)
-            self._pulls = {f"{name}_pull": norm / frames for name, norm in norms.items()}
-        self.terms |= self._pulls
+        """Leave the pull of the bound and of each penalty on the guide in ``terms``."""
+        own = [p for p in guide.parameters() if p.requires_grad]
+        norms = norms_of_gradients(self._shares, own)
+        self.terms |= {f"{name}_pull": norm / frames for name, norm in norms.items()}
 
     @property
     def terms_alone(self) -> bool:

@@ -20,7 +20,7 @@ A role says what is compared, by which loss the critic learns, and where its sco
 | ratio_to_prior | the same and the prior itself | log_ratio | the same, r being the prior |
 | refine | draws of a base prior and of the proposal, in units of the base, with what the prior reads | log_ratio | the prior: p~(z given h) ~ p(z given h) exp r(z, h) |
 | information | an f with the z of its own sequence, and with that of another | density_ratio | the loss, as a price of I(f; z), a nat a sequence |
-| information_of_z | the same; f is a constant in the loss | density_ratio | the same, for the guide of z alone |
+| information_of_z | the same; f is a constant where the critic sees it | density_ratio | the same, through z alone |
 | information_of_past | the latent of an image with its own first rows, and with another's | density_ratio | the same, for the guide of that latent |
 """  # noqa: E501 - tables
 
