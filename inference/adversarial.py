@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from inference.bounds import analytic_kl
+from inference.constraints import Codes
 from inference.densities import StepDensities
 from inference.divergences import Divergence, wasserstein2
 from inference.free_runs import free_run, require_free_runs
@@ -237,7 +238,9 @@ class Adversarial:
         scores = self.role.scores(self.critic, codes, mask)
         distance = self.divergence.penalty(*scores)
         loss = self.divergence.critic_loss(*scores)
-        loss = loss + self.divergence.constraint.cost(self.critic, *codes, mask)
+        if not self.role.of_sequences:  # which have no constraint
+            sides: tuple[Codes, Codes] = codes
+            loss = loss + self.divergence.constraint.cost(self.critic, *sides, mask)
         self.optim.zero_grad(set_to_none=True)
         loss.backward()
         self.optim.step()

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from inference.adversarial import Adversarial
 from inference.mutual_information import infonce
+from inference.pairs import Pairs
 from inference.protocols import counts
 from inference.random import seeded
 from inference.recurrent_probes import Paths
-from inference.roles import Pairs
 
 
 class Audit(NamedTuple):

@@ -24,7 +24,6 @@ A role says what is compared, by which loss the critic learns, and where its sco
 | information_of_past | the latent of an image with its own first rows, and with another's | density_ratio | the same, for the guide of that latent |
 """  # noqa: E501 - tables
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -35,7 +34,8 @@ from torch.distributions import Normal
 from inference.constraints import Codes
 from inference.densities import StepDensities
 from inference.divergences import Divergence, log_ratio, normal_parameters, wasserstein
-from inference.mutual_information import density_ratio, scores_of_pairs
+from inference.mutual_information import density_ratio
+from inference.pairs import Pairs, pairs_of_f, pairs_of_past, pairs_of_z, scores_of_sequences
 
 #: (densities, prior draws, posterior draws) -> codes of the prior and of the posterior
 View = Callable[[StepDensities, Tensor, Tensor], tuple[Codes, Codes]]
@@ -94,14 +94,6 @@ class Refinable(Protocol):
         ...
 
 
-class Pairs(NamedTuple):
-    """What a critic of pairs is shown; it scores each z with each f, ``(1 or T, K, B, B)``."""
-
-    z: Tensor  # (T, K, B, Z), of a sequence
-    f: Tensor  # (K, B, F)
-    mask: Tensor  # (T, 1, B), or with K
-
-
 def scores_of_frames(
     critic: Any, codes: tuple[Codes, Codes], mask: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -113,19 +105,12 @@ def scores_of_frames(
     return prior[keep], posterior[keep]
 
 
-def _scores_of_sequences(critic: Any, codes: Pairs, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of others and of pairs, for each observed step that the critic scores."""
-    scores = critic(*codes)
-    seen = codes.mask if len(scores) > 1 else codes.mask.any(dim=0, keepdim=True)
-    return scores_of_pairs(scores, seen.expand(scores.shape[:-1]))
-
-
 class Role(NamedTuple):
     """A use of a critic."""
 
     name: str
     #: (densities, posterior draws, view, standardise) -> codes of prior and posterior, or pairs
-    codes: Callable[[StepDensities, Tensor, View, bool], Any]
+    codes: Callable[..., Any]
     loss: Callable[[], Divergence]  # where none is given
     frozen: bool  # whether the critic is part of the model, which must not move it
     #: (critic, densities) -> log-densities of prior and proposal, where scores are in the bound
@@ -228,37 +213,9 @@ def _prior(densities: StepDensities) -> Any:
     return densities.prior
 
 
-def _pairs(densities: StepDensities, posterior: Tensor, view: View, standardise: bool) -> Pairs:
-    if densities.f is None:
-        raise NotImplementedError(
-            "role 'information' needs a model with a latent f that all steps share, such as a "
-            "DSAE, and whole sequences (no truncate)"
-        )
-    return Pairs(posterior, densities.f, densities.mask)
-
-
-def _pairs_of_z(*args: Any) -> Pairs:
-    pairs = _pairs(*args)
-    return pairs._replace(f=pairs.f.detach())
-
-
-def _past(densities: StepDensities, posterior: Tensor, view: View, standardise: bool) -> Pairs:
-    """The latent of an image, and its rows up to a random one."""
-    side = math.isqrt(densities.x.shape[-1])
-    if len(posterior) != 1 or side**2 != densities.x.shape[-1] or side < 2:
-        raise NotImplementedError(
-            "role 'information_of_past' needs square images as sequences of one step, as a "
-            f"PixelCNN-VAE has them, got {len(posterior)} steps of {densities.x.shape[-1]} values"
-        )
-    rows = densities.x[0].unflatten(-1, (side, side)).movedim(-2, 0)  # (side, 1, B, side)
-    seen = torch.randint(1, side, rows.shape[1:-1], device=rows.device)
-    mask = torch.arange(side, device=rows.device)[:, None, None] < seen
-    return Pairs(rows.expand(side, *posterior.shape[1:-1], side), posterior[0], mask)
-
-
 def _of_sequences(name: str, codes: Callable[..., Pairs]) -> Role:
     return Role(
-        name, codes, density_ratio, frozen=False, scores=_scores_of_sequences, of_sequences=True
+        name, codes, density_ratio, frozen=False, scores=scores_of_sequences, of_sequences=True
     )
 
 
@@ -278,9 +235,9 @@ ROLES: dict[str, Role] = {
         Role("refine", _candidates, log_ratio, frozen=True),
         Role("ratio", _contrasted, log_ratio, frozen=False, log_ratio=_of_moments),
         Role("ratio_to_prior", _beside_prior, log_ratio, frozen=False, log_ratio=_of_prior),
-        _of_sequences("information", _pairs),
-        _of_sequences("information_of_z", _pairs_of_z),
-        _of_sequences("information_of_past", _past),
+        _of_sequences("information", pairs_of_f),
+        _of_sequences("information_of_z", pairs_of_z),
+        _of_sequences("information_of_past", pairs_of_past),
     )
 }
 

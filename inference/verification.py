@@ -108,7 +108,9 @@ def dci(
         truth = labels_of(np.asarray(asked[name]), (len(tested),))
         if len(np.unique(names)) < 2:
             raise ValueError(f"factor {name!r} must be of two classes at least")
-        forest = RandomForestClassifier(trees, random_state=seed, min_samples_leaf=2)
+        forest = RandomForestClassifier(  # all dimensions are candidates of each split
+            trees, max_features=None, min_samples_leaf=2, random_state=seed
+        )
         forest.fit(rows, names)
         columns.append(forest.feature_importances_)
         found.append(float((forest.predict(tested) == truth).mean()))

@@ -1,10 +1,9 @@
-"""Generate sequences from a model: free runs, continuations of a prefix, and swaps of f.
+"""Generate sequences from a model: free runs, and continuations of a prefix.
 
 Every function draws from torch's global random state, keeps no gradient, and runs in evaluation
 mode (no dropout). Afterwards every part of model and guide returns to its own mode.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
-from inference.densities import StepDensities, require_steps
+from inference.densities import require_steps
 from inference.modes import evaluating
-from inference.protocols import counts, of_kind, one_of, require_finite
+from inference.protocols import counts, of_kind, require_finite
 from pyro_avrnn.sequence import SequenceGuide, SequenceModel, require_taken
 
 
@@ -46,9 +45,9 @@ def generate(
         torch.Size([4, 6, 3])
     """
     counts(1, size=size, length=length)
-    _require_model(model)
+    require_model(model)
     if f is not None:
-        _require_f("f", model)
+        require_f("f", model)
     with evaluating(model):
         state = model.init(Size((size,)))
         if model.f_dim:
@@ -111,9 +110,9 @@ def continue_from(
         torch.Size([7, 4, 2, 3])
     """
     counts(1, steps=steps, num_continuations=num_continuations, num_particles=num_particles)
-    _require_model(model, guide)
+    require_model(model, guide)
     with evaluating(model, guide):
-        x, mask = _with_steps(model, x, mask)
+        x, mask = with_steps(model, x, mask)
         d = model.rollout(guide, x, mask, num_particles)
         chosen = _choose(d.log_weight.sum(dim=0), num_continuations)  # (N, B)
         sequence = torch.arange(len(x), device=x.device)
@@ -123,106 +122,13 @@ def continue_from(
         return _free_run(model, state, steps, mean)
 
 
-@torch.no_grad()
-def swap_f(
-    model: SequenceModel,
-    guide: SequenceGuide,
-    x: Tensor,
-    order: Sequence[int] | Tensor,
-    mask: Tensor | None = None,
-    *,
-    mean: bool = True,
-) -> Tensor:
-    """Emit sequences again, each with its own z_{1:T} and the f of another sequence.
-
-    If f holds what is constant along a sequence (who speaks) and z what changes (what is said),
-    the result says the same in another voice. Source: Li and Mandt (2018),
-    https://arxiv.org/abs/1803.02991, section 4.
-
-    Latents are one draw of the guide. A model whose recurrence reads x reads the data here.
-
-    Args:
-        model, guide: a model with a latent f that all steps share, and its guide.
-        x: ``(B, T, X)``.
-        order: B indices, counted from 0: sequence b gets the f of sequence ``order[b]``.
-        mask: ``(B, T)`` bool, a prefix, or None.
-        mean: the emission's means, or draws from it.
-
-    Returns:
-        ``(B, T, X)``, zero on padding.
-
-    Raises:
-        ValueError: a model without f, an order that is not B indices, a sequence without steps,
-            or data that the model cannot score.
-        NotImplementedError: ``mean`` with an emission that does not know its mean.
-    """
-    _require_f("swap_f", model)
-    with evaluating(model, guide):
-        x, mask = _with_steps(model, x, mask)
-        taken = _indices(order, x)
-        own = model.rollout(guide, x, mask)
-        assert own.f is not None  # f_dim > 0
-        return _emitted(model.rollout(guide, x, mask, z=own.z, f=own.f[:, taken]), mask, mean)
-
-
-@torch.no_grad()
-def redraw(
-    model: SequenceModel,
-    guide: SequenceGuide,
-    x: Tensor,
-    what: str,
-    mask: Tensor | None = None,
-    *,
-    mean: bool = True,
-) -> Tensor:
-    """Emit sequences again, with f or the path of z from its prior, the other kept.
-
-    What is kept should be recognised, what is drawn anew should not. Source: the protocol of Li
-    and Mandt (2018), https://arxiv.org/abs/1803.02991, section 4.1.
-
-    Args:
-        model, guide: a model with a latent f that all steps share, and its guide.
-        x: ``(B, T, X)``.
-        what: "f" or "z", which of them is drawn from its prior. A model whose recurrence reads x
-            reads the data where z is kept, and what it has emitted where z is drawn.
-        mask: ``(B, T)`` bool, a prefix, or None.
-        mean: the emission's means, or draws from it.
-
-    Returns:
-        ``(B, T, X)``, zero on padding.
-
-    Raises:
-        ValueError: a model without f, another ``what``, a sequence without steps, or data that
-            the model cannot score.
-        NotImplementedError: ``mean`` with an emission that does not know its mean.
-    """
-    _require_f("redraw", model)
-    one_of(("f", "z"), what=what)
-    with evaluating(model, guide):
-        x, mask = _with_steps(model, x, mask)
-        own = model.rollout(guide, x, mask)
-        assert own.f is not None  # f_dim > 0
-        if what == "z":
-            emitted = generate(model, len(x), mask.shape[1], mean=mean, f=own.f[0])
-            return torch.where(mask.unsqueeze(-1), emitted, 0.0)
-        drawn = model.prior_f(Size((1, len(x)))).sample()
-        return _emitted(model.rollout(guide, x, mask, z=own.z, f=drawn), mask, mean)
-
-
-def _emitted(d: StepDensities, mask: Tensor, mean: bool) -> Tensor:
-    """Means or draws of the emission, ``(B, T, X)``, zero on padding."""
-    assert d.emission is not None
-    emitted = _mean(d.emission) if mean else d.emission.sample()  # (T, 1, B, X)
-    return torch.where(mask.unsqueeze(-1), emitted.squeeze(1).transpose(0, 1), 0.0)
-
-
 def _free_run(model: SequenceModel, state: Any, steps: int, mean: bool) -> Tensor:
     """Observations ``(*batch, S, X)`` of the steps that follow a state ``(*batch, ...)``."""
     observations = []
     for _ in tqdm(range(steps), "generate", delay=2.0, leave=False, disable=None):
         z_t = model.transition(state).sample() if model.z_dim else model.hidden(state)[..., :0]
         emission = model.emission(z_t, state)
-        x_t = _mean(emission) if mean else emission.sample()
+        x_t = mean_of(emission) if mean else emission.sample()
         observations.append(x_t)
         state = model.advance(state, z_t, x_t)
     return torch.stack(observations, dim=-2)
@@ -240,7 +146,12 @@ def _choose(log_weight: Tensor, count: int) -> Tensor:
     return torch.multinomial(log_weight.t().softmax(dim=-1), count, replacement=True).t()
 
 
-def _mean(emission: Distribution) -> Tensor:
+def mean_of(emission: Distribution) -> Tensor:
+    """The mean of an emission.
+
+    Raises:
+        NotImplementedError: an emission that does not know it.
+    """
     try:
         return emission.mean
     except NotImplementedError:
@@ -250,7 +161,7 @@ def _mean(emission: Distribution) -> Tensor:
         ) from None
 
 
-def _require_model(model: Any, *guides: Any) -> None:
+def require_model(model: Any, *guides: Any) -> None:
     """Refuse what is no model of this library, or cannot draw."""
     of_kind(SequenceModel, "a SequenceModel", model=model)
     for guide in guides:
@@ -260,7 +171,7 @@ def _require_model(model: Any, *guides: Any) -> None:
     require_taken("model", model)
 
 
-def _with_steps(model: SequenceModel, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def with_steps(model: SequenceModel, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Data and mask as the model checks them, with at least one step of every sequence."""
     if x is None:
         raise ValueError("x (B, T, X) is needed; generate makes sequences without data")
@@ -269,20 +180,8 @@ def _with_steps(model: SequenceModel, x: Tensor, mask: Tensor | None) -> tuple[T
     return x, mask_
 
 
-def _indices(order: Sequence[int] | Tensor, x: Tensor) -> Tensor:
-    """``order`` as B indices, ``(B,)``."""
-    given = torch.as_tensor(order, device=x.device)
-    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
-    known = whole and bool(((given >= 0) & (given < len(x))).all())
-    if not known or given.shape != x.shape[:1]:
-        raise ValueError(
-            f"order must hold an index from 0 to {len(x) - 1} for each of the {len(x)} sequences, "
-            f"got {given.tolist()}"
-        )
-    return given.long()
-
-
-def _require_f(what: str, model: SequenceModel) -> None:
+def require_f(what: str, model: SequenceModel) -> None:
+    """Raise a ValueError for a model without a latent that all steps share."""
     if not model.f_dim:
         raise ValueError(
             f"{what} needs a model with a latent that all steps share, but {type(model).__name__} "

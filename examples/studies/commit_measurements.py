@@ -6,6 +6,7 @@ the table.
 
 import traceback
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import pyro
@@ -162,7 +163,10 @@ def generated(case: Case) -> Found:
     yield "generate/continued", continued
     if case.has_f:
         order = [1, 0, 2, 4, 3]
-        yield "generate/swapped", generation.swap_f(recipe.model, recipe.guide, x, order, mask)
+        place: Any = generation  # of older commits
+        if not hasattr(place, "swap_f"):
+            place = import_module("pyro_avrnn.exchange")
+        yield "generate/swapped", place.swap_f(recipe.model, recipe.guide, x, order, mask)
     with pyro.get_param_store().scope():
         trace = poutine.trace(recipe.model).get_trace(None, mask)
     for name, site in trace.nodes.items():

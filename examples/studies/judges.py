@@ -18,7 +18,7 @@ from pyro_avrnn import recipes
 from pyro_avrnn.data import Dataset, Sequences
 from pyro_avrnn.data.sprites import sprite_labels
 from pyro_avrnn.data.strings import StringLabels, labels, string_labels
-from pyro_avrnn.generation import redraw, swap_f
+from pyro_avrnn.exchange import redraw, swap_f
 from pyro_avrnn.pair_critics import PairCritic
 
 PIECE = 0.2  # seconds of speech that a code of verification is of

@@ -97,14 +97,14 @@ def _global(training: Training, arguments: Arguments) -> Chosen:
             f"row {training.label!r} needs model=dsae and bound=elbo, got "
             f"model={training.model}, bound={training.bound}"
         )
-    own = {"information": training.information, "critic_dim": training.critic_dim}
+    own: Arguments = {"information": training.information, "critic_dim": training.critic_dim}
     recipe = recipes.dsae(**arguments, **own, reads=training.reads)
     penalties: list[Penalty] = []
     if training.alpha != 0.0:
         penalties.append(GlobalInformation("infonce", weight=ramp(training.alpha)))
     if training.free_bits:
-        bits = {"free_bits": training.free_bits, "name": "free_bits"}
-        penalties.append(GlobalInformation("free_bits", **bits))
+        bits = training.free_bits
+        penalties.append(GlobalInformation("free_bits", free_bits=bits, name="free_bits"))
     if training.match != 0.0:
         penalties.append(GlobalMatching(mmd(), weight=ramp(training.match)))
     options = {"kl_f_weight": ramp(training.kl_f)}

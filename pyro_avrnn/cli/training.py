@@ -14,7 +14,7 @@ from pyro_avrnn.critics import CRITICS, VIEWS
 from pyro_avrnn.guides import GUIDES
 from pyro_avrnn.implicit import IMPLICIT
 from pyro_avrnn.networks import ACTIVATIONS, CELLS
-from pyro_avrnn.pair_critics import READS
+from pyro_avrnn.pair_critics import Reads
 from pyro_avrnn.priors import PRIORS
 from pyro_avrnn.recipes import EMISSIONS, FEATURES, OF_DSAE, WITH_LATENTS
 
@@ -130,7 +130,7 @@ class Training:
         None, "dsae: estimator of I(f; z), which a critic lowers", choices=ESTIMATORS
     )
     gamma: Weight = option(0.0, "information: price of a nat of I(f; z)")
-    reads: str = option("path", "information: what of z the critic reads", choices=READS)
+    reads: Reads = option("path", "information: what of z the critic reads")
     detach_f: bool = option(True, "information: let the price move the guide of z alone")
     adversarial_lr: float = option(5e-5, "alternating: learning rate of the adversarial step")
     detach_state: bool = option(True, "alternating: keep its gradient out of the state")

@@ -1,6 +1,7 @@
 """Data sets: built-in vowels, readers for speech, piano rolls, images and ``.npz``, batches."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 _READERS = {".mat": piano_rolls, ".npz": npz, ".gz": mnist}
-_CORPORA = {
+_CORPORA: dict[str, Callable[..., Dataset]] = {
     "digits": spoken_digits,
     "librispeech": librispeech,
     "sprites": sprites,

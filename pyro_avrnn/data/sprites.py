@@ -70,9 +70,9 @@ def sprites(
         order = np.random.RandomState(_SPLIT_SEED).permutation(_KINDS ** len(ATTRIBUTES))
         starts = (0, 900, 1000)
         parts = [order[s : s + c].tolist() for s, c in zip(starts, characters, strict=True)]
-        splits = [_videos(sheets, part, side) for part in parts]
+        train, valid, test = (_videos(sheets, part, side) for part in parts)
     origin = f"{where.name}: Sprites, Li and Mandt (2018), CC BY-SA 3.0 and GPL 3.0"
-    return Dataset("sprites", *splits, origin=origin)
+    return Dataset("sprites", train, valid, test, origin=origin)
 
 
 def holds_sprites(path: str | Path) -> bool:

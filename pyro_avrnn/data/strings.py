@@ -5,6 +5,7 @@ a string of several digits the speaker alone is.
 """
 
 import re
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -104,18 +105,9 @@ def digit_strings(
         lengths = part.lengths.tolist()
         names = ["+".join(f"{part.names[i]}:{lengths[i]}" for i in string) for string in strings]
         joined.append(Sequences.from_list(frames, names, dtype=part.x.dtype))
-    return Dataset(
-        f"{digits.name}-strings",
-        *joined,
-        mean=digits.mean,
-        std=digits.std,
-        kind=digits.kind,
-        frame_seconds=digits.frame_seconds,
-        sample_rate=digits.sample_rate,
-        origin=digits.origin,
-        bits=digits.bits,
-        augment=digits.augment,
-    )
+    train, valid, test = joined
+    name = f"{digits.name}-strings"
+    return replace(digits, name=name, train=train, valid=valid, test=test)
 
 
 def _deal(

@@ -1,5 +1,6 @@
 """Models with a critic: the network of a penalty, or one in the prior."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def ratio_critic(recipe: Recipe, critic_dim: int) -> nn.Module:
 
 
 #: estimators of mutual information, by what their critic is: a score, or a density
-ESTIMATORS = {
+ESTIMATORS: dict[str, Callable[..., nn.Module]] = {
     **dict.fromkeys(("density_ratio", "nwj", "infonce"), PairCritic),
     **dict.fromkeys(("club", "reversal"), ConditionalPairCritic),
 }

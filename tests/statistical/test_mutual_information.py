@@ -16,7 +16,7 @@ from inference import Adversarial, mmd
 from inference.densities import StepDensities
 from inference.global_information import GlobalInformation, GlobalMatching
 from inference.mutual_information import ESTIMATORS, infonce, scores_of_pairs
-from inference.roles import Pairs
+from inference.pairs import Pairs
 from pyro_avrnn.pair_critics import ConditionalPairCritic, PairCritic
 from tests.statistical.test_divergences import exact_mmd, off
 

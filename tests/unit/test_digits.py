@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pyro_avrnn.data import Sequences, log_mel, mel_to_waveform, spoken_digits
-from pyro_avrnn.data.digits import labels
+from pyro_avrnn.data.strings import labels
 
 pytest.importorskip("librosa", reason="needs pyro-avrnn[audio]")
 TAKES = (0, 4, 5, 9, 10, 49)

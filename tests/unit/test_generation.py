@@ -10,7 +10,8 @@ import torch
 from torch import Size, Tensor, nn
 
 from pyro_avrnn import generation, recipes
-from pyro_avrnn.generation import continue_from, generate, swap_f
+from pyro_avrnn.exchange import swap_f
+from pyro_avrnn.generation import continue_from, generate
 from pyro_avrnn.guides import FilteringGuide
 from pyro_avrnn.models import LGSSM, RNN, ExactSmoother
 from pyro_avrnn.networks import CELLS

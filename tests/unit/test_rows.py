@@ -32,6 +32,12 @@ from pyro_avrnn.cli.training import Training
         ("joint+kl:weight=2", "reconstruction - 0>1@0.5 KL - 2 critic"),
         ("joint+kl:bound=fivo,particles=2,kl=1", "FIVO-2 - 0>1@0.5 critic"),
         ("conditional:bound=iwae,particles=3", "IWAE-3 with 0 KL - 0>10@0.5 critic"),
+        ("dsae", "reconstruction - 0>1@0.25 KL"),
+        ("dsae+mi:free_bits=3", "reconstruction - 0>1@0.25 KL + 1 I(x; f), 3 free nats of f"),
+        (
+            "dsae+adversary:kl=1,kl_f=0.1,match=5,gamma=30",
+            "reconstruction - 1 KL, KL of f times 0.1 - 5 MMD of f - 30 I(f; z)",
+        ),
     ],
 )
 def test_a_rows_objective_in_words(text: str, objective: str) -> None:
@@ -236,3 +242,56 @@ def test_what_is_refused_would_change_nothing_that_is_built(text: str) -> None:
     for name, value in OTHER.items():
         if lacking(row, name) and (text, name) not in EXEMPT:
             assert parts_of(vary(row, f"{name}={value}")) == expected, name
+
+
+def test_a_row_of_a_dsae_is_built_as_it_says() -> None:
+    text = "dsae+adversary:kl_f=0>0.5@0.5,match=5,alpha=2,free_bits=3,information=club,reads=step"
+    row = parse(f"{text},normalise=true,segment=0.3-0.7,f_dim=6,detach_f=false,watch=true")
+    parts = build(row, data.vowels(), Settings(z_dim=2, h_dim=4, compile=True))
+    guide: Any = parts.recipe.guide
+    assert (guide.normalise, guide.segment) == (True, (0.3, 0.7))
+    assert parts.recipe.model.f_dim == 6
+    assert isinstance(parts.objective, ELBO)
+    assert callable(parts.objective.kl_f_weight)
+    names = [penalty.name for penalty in parts.objective.penalties]
+    assert names == ["global_information", "free_bits", "global_matching", "critic"]
+    assert parts.objective.penalties[0].weight == 2.0
+    adversarial = parts.adversarial
+    assert adversarial is not None
+    assert adversarial.role.name == "information"
+    assert adversarial.critic.conditional
+    assert adversarial.critic.of_z.encoder is None  # single steps
+    plain = build(parse("dsae"), data.vowels(), Settings(z_dim=2, h_dim=4))
+    assert (plain.adversarial, plain.recipe.critic, plain.hooks) == (None, None, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("elbo:gamma=3", "gamma does not go with row .* it needs a row such as dsae"),
+        ("elbo:alpha=3", "alpha does not go with row .* it needs a row such as dsae"),
+        ("dsae:gamma=3", "it needs a row such as dsae, with information=infonce"),
+        ("elbo:f_dim=3", "it needs model=dsae"),
+        ("dsae:information=mine", "information must be one of density_ratio"),
+        ("dsae:free_bits=-1", "free_bits must be at least 0"),
+    ],
+)
+def test_options_of_f_go_with_a_dsae(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("dsae:segment=0.7-0.3", "segment must be two shares of a sequence in order"),
+        ("dsae:segment=half", "option segment must be two shares of a sequence such as 0.3-0.7"),
+        ("dsae:model=vrnn,f_dim=16", "it needs model=dsae"),
+        ("dsae:bound=iwae", "needs model=dsae and bound=elbo"),
+        ("dsae+mi:alpha=-1", "weight must be at least 0"),
+        ("dsae+adversary:gamma=-1", "weight must be at least 0"),
+    ],
+)
+def test_parts_of_a_dsae_are_checked(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        build(parse(text), data.vowels(), Settings(z_dim=2, h_dim=4))
