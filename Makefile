@@ -12,7 +12,7 @@ STUDY := $(BIN)/python examples/studies
 
 .PHONY: help demo test lint lint-format lint-rules lint-types lint-sizes hooks compare figures faults shrink clean \
 	handbrakes baselines adversarial chords timit tune-timit exact tune-music music music-models \
-	speech digits images zoo zoo-critics resamplers twists swap benchmark
+	speech digits strings voices sprites images zoo zoo-critics resamplers twists swap benchmark
 
 help:  ## this list
 	@awk -F ':.*  ## ' '/^##@/ {print "\n" substr($$0, 5)} \
@@ -212,8 +212,31 @@ music-models: .venv/.installed  ## RNN, STORN, SRNN and DMM on JSB, 1 seed
 speech: .venv/.installed  ## RNN, STORN, VRNN and SRNN on 16-bit mu-law TIMIT, in bits, 2 seeds
 	$(STUDY)/speech_in_bits.py $(TIMIT) --seeds 2 --out examples/results/speech
 
-digits: .venv/.installed  ## what the f and z of a DSAE hold of spoken digits, 2 seeds
-	$(STUDY)/global_features.py --data $(DATA)/fsdd.zip --out examples/results/digits
+# Objectives for the f of a DSAE: the ELBO, a bonus for I(x; f), with an adversary against I(f; z), and structure. Each
+# is judged after its training.
+ADVERSARY := information=infonce,gamma=0>100@0.4
+OBJECTIVES := dsae dsae:guide=factorised dsae+mi dsae+mi:$(ADVERSARY) dsae+structure dsae+structure:$(ADVERSARY)
+OF_F := --z-dim 16 --h-dim 96 --batch-size 48 --lr 0.003 --lr-decay cosine --steps 1500 --validate-every 100 --patience 10 \
+	--particles 16 --seeds 3 --compile --resume
+JUDGED_digits := $(DATA)/fsdd.zip
+JUDGED_strings := $(DATA)/fsdd.zip --strings 3-5
+JUDGED_voices := $(DATA)/librispeech_100spk.zip --n-mels 40 --segment 200
+JUDGED_timit-voices := $(TIMIT) --n-mels 40 --segment 200
+JUDGED_sprites := $(DATA)/sprites.zip --side 32
+MORE_sprites := $(comma)features=image$(comma)emission=image
+with_colon = $(if $(findstring :,$(1)),$(1)$(2),$(1):$(patsubst $(comma)%,%,$(2)))
+judged_rows = $(foreach row,$(OBJECTIVES),$(if $(MORE_$(1)),$(call with_colon,$(row),$(MORE_$(1))),$(row)))
+JUDGED := digits strings voices timit-voices sprites
+.PHONY: $(JUDGED:%=judge-%)
+digits: judge-digits  ## what f and z of a DSAE hold of spoken digits, six objectives, 3 seeds
+strings: judge-strings  ## the same of strings of digits, where the speaker alone is global
+voices: judge-voices judge-timit-voices  ## who speaks, by f and by z: LibriSpeech and TIMIT, 3 seeds
+sprites: judge-sprites  ## the same of sprites, whose attributes and actions are known
+
+$(JUDGED:%=judge-%): judge-%: .venv/.installed
+	$(BIN)/avrnn compare --data $(JUDGED_$*) $(OF_F) --rows $(call quoted,$(call judged_rows,$*)) \
+		--out examples/results/global-$*
+	$(STUDY)/global_features.py examples/results/global-$* --data $(firstword $(JUDGED_$*))
 
 images: .venv/.installed  ## PixelCNN-VAE and PixelCNN on MNIST
 	$(STUDY)/pixelcnn_vae.py $(DATA)/mnist_5k.csv.gz --out examples/results/mnist

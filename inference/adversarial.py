@@ -221,7 +221,7 @@ class Adversarial:
             for i in range(self.critic_steps):
                 with torch.no_grad():
                     # where the draws are a path, one-step redraws would be another comparison
-                    kept = self.view is trajectory_redrawn or self.role.of_sequences or i == 0
+                    kept = i == 0 or self.view is trajectory_redrawn or self.role.of_sequences
                     posterior = densities.z if kept else draw(densities.proposal)
                     codes = self._codes(densities, posterior)
                 metrics = self._step(codes, densities.mask)

@@ -28,6 +28,7 @@ from inference import (
 )
 from inference.files import write_text
 from inference.objectives import Objective
+from inference.protocols import Hook
 from pyro_avrnn.cli import main as avrnn
 from pyro_avrnn.cli.runs import commit
 from pyro_avrnn.data import Batches, Dataset, Sequences
@@ -89,6 +90,7 @@ def train(
     clip_norm: float | AdaptiveClip | None = AdaptiveClip(10.0),  # noqa: B008 - frozen
     validations: int = 20,
     num_particles: int = 16,
+    hooks: Sequence[Hook] = (),
     title: str | None = None,
 ) -> History:
     """Train by Adam; keep the parameters with the best validation bound.
@@ -105,6 +107,7 @@ def train(
         clip_norm: as of ``fit``.
         validations: how often the bound is computed.
         num_particles: of the validation bound.
+        hooks: as of ``fit``.
         title: of the progress bar; None shows none.
     """
     validation = Validation(
@@ -119,6 +122,8 @@ def train(
         validation=validation,
         clip_norm=clip_norm,
         lr_schedule=LearningRate("linear", end=0.1) if lr_decay else None,
+        hooks=hooks,
+        keep=[] if recipe.critic is None else [recipe.critic],
         seed=seed,
         progress=False if title is None else title,
     )

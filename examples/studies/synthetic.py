@@ -43,7 +43,8 @@ def images(count: int, side: int = 8) -> Dataset:
         upright = torch.rand(size, 1, 1, generator=generator) < 0.5
         bar = torch.where(upright, grid, grid.mT) == where
         noise = torch.rand(size, side, side, generator=generator) < 0.05
-        return Sequences.from_list((bar ^ noise).float().reshape(size, 1, -1))
+        names = [f"{int(kind)}_{i}" for i, kind in enumerate(upright.flatten())]
+        return Sequences.from_list((bar ^ noise).float().reshape(size, 1, -1), names)
 
     splits = (split(size, seed) for seed, size in enumerate((count, 8, 12)))
     return Dataset("bars", *splits, 0.0, 1.0, "binary", None, None, "drawn here")

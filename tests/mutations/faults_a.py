@@ -63,15 +63,15 @@ FAULTS = [
     Fault(
         ADVERSARIAL,
         "posterior draws stay for every view of paths",
-        "i == 0 or self.view is trajectory_redrawn",
-        "i == 0 or self.sees_path",
+        "i == 0 or self.view is trajectory_redrawn or",
+        "i == 0 or self.sees_path or",
         (CRITIC,),
     ),
     Fault(
-        ADVERSARIAL,
+        "inference/roles.py",
         "the critic is trained on padded frames, too",
-        "scores = [self._observed(self.critic(*side), mask) for side in codes]",
-        "scores = [self.critic(*side).flatten() for side in codes]",
+        "return prior[keep], posterior[keep]",
+        "return prior.flatten(), posterior.flatten()",
         (CRITIC,),
     ),
     Fault(
@@ -86,8 +86,8 @@ FAULTS = [
     Fault(
         ADVERSARIAL,
         "the critic's constraint costs nothing",
-        "loss = loss + self.divergence.constraint.cost(self.critic, *codes, mask)",
-        "self.divergence.constraint.cost(self.critic, *codes, mask)",
+        "loss = loss + self.divergence.constraint.cost(self.critic, *sides, mask)",
+        "self.divergence.constraint.cost(self.critic, *sides, mask)",
         (CRITIC, f"{CALIBRATION}::test_the_gradient_penalty_measures_a_shift"),
     ),
     Fault(

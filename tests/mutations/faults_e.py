@@ -174,7 +174,7 @@ FAULTS = [
         (NETWORKS,),
     ),
     Fault(
-        "pyro_avrnn/cli/rows.py",
+        "pyro_avrnn/cli/training.py",
         "a row's own settings are passed over",
         "shared, **given(**{n: getattr(self, n, None)",
         "shared, **given(**{n: None",

@@ -223,8 +223,8 @@ FAULTS = [
     Fault(
         NEEDS,
         "a twist does not learn",
-        'or row.schedule == "avb" or row.twist or in_loop',
-        'or row.schedule == "avb" or in_loop',
+        "or adversary or row.twist or in_loop",
+        "or adversary or in_loop",
         (NOTATION,),
     ),
     Fault(

@@ -94,8 +94,9 @@ def test_a_price_moves_whom_it_may(role: str, moved: bool) -> None:
     assert all(g is None for g in of_critic)  # it is a constant here
 
 
-def test_a_price_is_of_a_sequence_and_padding_says_nothing() -> None:
-    r = dsae()
+@pytest.mark.parametrize("reads", ["path", "step"])
+def test_a_price_is_of_a_sequence_and_padding_says_nothing(reads: str) -> None:
+    r = dsae(reads=reads)
     x, mask = data(r)
     with seeded(0):
         d = r.model.rollout(r.guide, x, mask)
@@ -291,6 +292,11 @@ def test_an_audit_finds_what_is_there_and_nothing_else() -> None:
         print(found)
         assert least < found.information < most
         assert found.ceiling == pytest.approx(torch.tensor(64.0).log().item())
+    unlike = [
+        (Paths(f[at], z[at]), mask[at])
+        for at, z in ((slice(400), told), (slice(400, None), silent))
+    ]
+    assert audit(PairCritic(2, 2, 16), *unlike, steps=50, batch_size=64).information < 0.0
 
 
 # ---- errors ----

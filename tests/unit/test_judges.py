@@ -34,6 +34,12 @@ def test_a_recurrent_probe_reads_the_order_of_steps() -> None:
     paths, mask, labels = ordered(200)
     probe = RecurrentProbe(paths, mask, labels, width=8, epochs=12)
     again = RecurrentProbe(paths, mask, labels, width=8, epochs=12)
+    longer = [
+        torch.nn.functional.pad(part, pad) for part, pad in ((paths, (0, 0, 0, 3)), (mask, (0, 3)))
+    ]
+    torch.testing.assert_close(
+        probe.log_probabilities(*longer), probe.log_probabilities(paths, mask)
+    )
     found = probe.score(*ordered(60))
     assert found.accuracy > 0.95
     assert found.chance == 0.5

@@ -170,8 +170,10 @@ def test_sprites_are_composed_of_their_layers(sheets: Path) -> None:
     walk = videos[0, :, 1:, 1, 1]  # rows and columns of the sheet
     assert walk[:, 0].tolist() == [100.0] * 8
     assert walk[:, 1].tolist() == [80.0, 10, 20, 30, 40, 50, 60, 70]
-    slash = videos[8, :, 1:, 1, 1]
-    assert slash[0].tolist() == [150.0, 0.0]
+    rows = videos[:9, 0, 1, 1, 1] / 10
+    assert rows.tolist() == [10.0, 9, 11, 2, 1, 3, 14, 13, 15]
+    columns = videos[[3, 8], :, 2, 1, 1] / 10
+    assert columns.tolist() == [[0.0, 1, 2, 3, 4, 5, 4, 6], [0.0, 1, 2, 3, 4, 5, 4, 0]]
     assert of["action"].tolist() == [*range(9)] * 3
     assert len(ACTIONS) == 9
     order = np.random.RandomState(423).permutation(1296)
