@@ -12,7 +12,7 @@ STUDY := $(BIN)/python examples/studies
 
 .PHONY: help demo test lint lint-format lint-rules lint-types lint-sizes hooks compare figures faults shrink clean \
 	handbrakes baselines adversarial chords timit tune-timit exact tune-music music music-models \
-	speech digits strings voices sprites images zoo zoo-critics resamplers twists swap benchmark
+	speech digits strings voices sprites information images zoo zoo-critics resamplers twists swap benchmark
 
 help:  ## this list
 	@awk -F ':.*  ## ' '/^##@/ {print "\n" substr($$0, 5)} \
@@ -237,6 +237,9 @@ $(JUDGED:%=judge-%): judge-%: .venv/.installed
 	$(BIN)/avrnn compare --data $(JUDGED_$*) $(OF_F) --rows $(call quoted,$(call judged_rows,$*)) \
 		--out examples/results/global-$*
 	$(STUDY)/global_features.py examples/results/global-$* --data $(firstword $(JUDGED_$*))
+
+information: .venv/.installed  ## critics of mutual information against normals, where it is known, 2 minutes
+	$(STUDY)/information.py --out examples/results/information
 
 images: .venv/.installed  ## PixelCNN-VAE and PixelCNN on MNIST
 	$(STUDY)/pixelcnn_vae.py $(DATA)/mnist_5k.csv.gz --out examples/results/mnist
