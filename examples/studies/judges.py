@@ -47,7 +47,8 @@ class Judge:
             part: sequence_paths(r.model, r.guide, part.x, part.mask, seed=seed)
             for part in (train, test)
         }
-        critic = PairCritic(r.model.z_dim, r.model.f_dim, 128)
+        with seeded(seed):
+            critic = PairCritic(r.model.z_dim, r.model.f_dim, 128)
         sides = [(codes[part], part.mask) for part in (train, test)]
         found = audit(critic, *sides, steps=self.steps, seed=seed)
         row: Row = {f"audit_{name}": value for name, value in found._asdict().items()}
