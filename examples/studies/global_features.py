@@ -122,8 +122,16 @@ def main() -> None:
     if args.run is None or args.data is None:
         parser.error("a folder of a comparison and --data are needed (or --smoke)")
     torch.set_num_threads(1)  # the matrices are small
-    trained = [r for r in json.loads((args.run / "results.json").read_text()) if not r["error"]]
-    trained = [r for r in trained if r["model"] == "dsae"]
+    results = args.run / "results.json"
+    if not results.is_file():
+        parser.error(f"no {results}; give the folder of an avrnn compare")
+    trained = [r for r in json.loads(results.read_text()) if r["model"] == "dsae"]
+    trained = [r for r in trained if not r["error"]]
+    if not trained or trained[0]["data"] not in JUDGES:
+        parser.error(
+            f"{args.run} must hold finished rows of a DSAE, trained on {', '.join(JUDGES)}; only "
+            "there it is known what f and z should hold"
+        )
     data = load(str(args.data), **(trained[0]["reader"] or {}))
     path = args.run / "global.json"
     judged = json.loads(path.read_text()) if path.is_file() else []

@@ -69,6 +69,7 @@ def test_a_probe_of_steps_reads_each_by_itself() -> None:
         (lambda p, m, y: (p[:9], m[:9], y[:9]), "at least ten sequences"),
         (lambda p, m, y: (p, m, y[:-1]), r"labels must have shape \(20,\)"),
         (lambda p, m, y: (p, m, np.zeros(20)), "two classes at least"),
+        (lambda p, m, y: (p, m, None), r"labels must have shape \(20,\), one a code, got \(\)"),
         (lambda p, m, y: (p[..., 0], m, y), r"floating tensor \(N, T, D\)"),
         (lambda p, m, y: (p * float("nan"), m, y), "finite, got a NaN .* sequence 0"),
         (lambda p, m, y: (p, m[:, :-1], y), "mask must have shape"),
