@@ -126,6 +126,11 @@ def evaluate(
     at_least(0.0, active_above=active_above)
     require_programs(model, guide)
     of_kind(Adversarial, "an Adversarial", **given(adversarial=adversarial))
+    if adversarial is not None and adversarial.role.of_sequences:
+        raise ValueError(
+            f"adversarial must compare codes of frames, got role {adversarial.role.name!r}; "
+            "inference.audit.audit estimates the information of f and z"
+        )
     x, mask = check_batch(model, x, mask)
     if not bool(mask.any()):
         raise ValueError(f"mask must observe a frame, got {tuple(mask.shape)} with none")

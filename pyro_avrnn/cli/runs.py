@@ -273,6 +273,8 @@ def _evaluate(
     model, guide = parts.recipe.model, parts.recipe.guide
     scored: Sequences = getattr(data, settings.split)
     particles = settings.num_particles if model.z_dim else 1  # without z one is exact
+    critic = parts.adversarial  # a critic of pairs says nothing of a frame
+    critic = None if critic is not None and critic.role.of_sequences else critic
     split = model.z_dim and len(data.train) >= LEAST_SEQUENCES  # of the rate, by a classifier
     try:
         numbers: dict[str, Any] = evaluate(
@@ -284,7 +286,7 @@ def _evaluate(
             fivo_particles=particles,
             twist=twist,
             seed=seed,
-            adversarial=parts.adversarial,
+            adversarial=critic,
             train=(data.train.x, data.train.mask) if split else None,
         ).as_dict()
     except DegenerateWeightsError as error:

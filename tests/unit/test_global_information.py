@@ -9,7 +9,7 @@ import torch
 from pyro.infer import SVI
 from torch import Tensor
 
-from inference import ELBO, Adversarial, fit, mmd, seeded
+from inference import ELBO, Adversarial, evaluate, fit, mmd, seeded
 from inference.audit import audit
 from inference.divergences import wasserstein
 from inference.global_information import GlobalInformation, GlobalMatching
@@ -355,3 +355,10 @@ def test_a_batch_of_one_sequence_is_refused() -> None:
     x, mask = data(r)
     with pytest.raises(ValueError, match="at least 2 sequences for pairs to be shuffled"):
         hook(r).update(r.model, r.guide, x[:1], mask[:1])
+
+
+def test_an_evaluation_leaves_information_to_the_audit() -> None:
+    r = dsae()
+    x, mask = data(r)
+    with pytest.raises(ValueError, match=r"adversarial must compare codes of frames.*audit"):
+        evaluate(r.model, r.guide, x, mask, num_particles=2, adversarial=hook(r))
