@@ -238,7 +238,7 @@ $(JUDGED:%=judge-%): judge-%: .venv/.installed
 		--out examples/results/global-$*
 	$(STUDY)/global_features.py examples/results/global-$* --data $(firstword $(JUDGED_$*))
 
-information: .venv/.installed  ## critics of mutual information against normals, where it is known, 2 minutes
+information: .venv/.installed  ## critics of mutual information against normals, where it is known, 8 minutes
 	$(STUDY)/information.py --out examples/results/information
 
 images: .venv/.installed  ## PixelCNN-VAE and PixelCNN on MNIST

@@ -9,7 +9,7 @@ judged on as many new ones. Source of the estimators: inference/mutual_informati
 
 Expect InfoNCE within 5 % up to 3 nats; the others fall short from 1 nat on, as pairs that are very
 unlike each other are rare. CLUB is an upper bound, 13 times too high at 3 nats with the exact
-density. Few pairs hide information: an audit of 300 pairs is no proof of its absence. 2 minutes.
+density. Few pairs hide information: an audit of 300 pairs is no proof of its absence. About 8 minutes.
 """
 
 import math

@@ -419,7 +419,8 @@ def test_a_residual_guide_corrects_the_mean_of_the_base(base: str) -> None:
 
 
 def test_roles_are_told_in_one_table() -> None:
-    assert set(ROLES) == {"penalty", "refine", "ratio", "ratio_to_prior"}
+    of_pairs = {"information", "information_of_z", "information_of_past"}
+    assert set(ROLES) == {"penalty", "refine", "ratio", "ratio_to_prior"} | of_pairs
     r, (x, mask) = refined(), data()
     assert isinstance(r.model.rollout(r.guide, x, mask).prior, Refinable)
     assert log_ratio().constraint.name == "none"
