@@ -67,9 +67,9 @@ class Adversarial:
             at states and data of its own, as generation meets them; None compares draws at the
             same states. Views conditional and joint are then of h_t, or of h_t and x_t, as well;
             marginal compares aggregates over time.
-        watch: whether the metrics also hold the critic's accuracy, the slope of its penalty in the
-            codes, and its pull on the guide beside that of the bound, which costs a backward pass
-            for each term.
+        watch: whether the metrics also hold the critic's accuracy, the slope of its penalty in
+            the codes, and the pull of the penalty and of the bound on the guide, which costs a
+            backward pass for each term.
         weight: of the penalty in the objective, a number or a schedule. On a separate
             adversarial step (``Alternating``) an adaptive optimiser divides a constant weight
             out: there the step ratios and learning rates matter.

@@ -3,7 +3,7 @@
 A critic scores every pair of an f and a z_{1:T} of a batch. The B pairs of the same sequence are
 draws of the joint density q(f, z); the B (B - 1) others are draws of q(f) q(z), and none of them
 is a pair of the joint by chance. Each estimator is a :class:`~inference.divergences.Divergence`
-of scores ``(N, B - 1)`` of the others, row by row beside the score ``(N,)`` of the pair. Its
+of scores ``(N, B - 1)`` of the others and ``(N,)`` of the pairs, one row for each pair. Its
 ``penalty`` is the estimate, in nats.
 
 | name | the critic learns | estimate for the best scores | with other scores |

@@ -81,7 +81,7 @@ class Objective:
     Attributes:
         terms: what the last call was made of, nats a frame. Where a penalty has ``watch``, the
             norm of the gradient in the guide's parameters of the bound, and of each penalty, is
-            among them: a penalty with no pull beside the bound does nothing.
+            among them: a penalty whose pull is far below that of the bound does nothing.
         after: the state after the last step of the last call, if it was asked for.
     """
 
@@ -248,8 +248,9 @@ class ELBO(Objective):
         free_bits: nats of KL a frame that cost nothing: at every step the KL, averaged over
             the batch, is charged as ``max(KL, free_bits)`` (Kingma et al. 2016,
             https://arxiv.org/abs/1606.04934, eq. 15, with one group of units).
-        kl_f_weight: factor on the KL of a latent that all steps share, a number or a schedule,
-            beside ``kl_weight``. Below 1 the latent knows more of the sequence.
+        kl_f_weight: further factor on the KL of a latent that all steps share, a number or a
+            schedule; ``kl_weight`` multiplies it, too. Below 1 the latent may hold more of the
+            sequence.
     """
 
     analytic_kl: bool = False

@@ -5,7 +5,7 @@ MSD-Benchmark, explores which channels of a latent hold which factor, exchanges 
 and judges what is decoded. It is not needed here; where it is installed, derive a class from its
 ``AbstractModel`` and this one.
 
-The latent of a sequence is ``(B, T, F + Z)``: f, the same at every step, beside z_t.
+The latent of a sequence is ``(B, T, F + Z)``: f, the same at every step, and z_t.
 """
 
 from collections.abc import Iterable

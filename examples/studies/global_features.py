@@ -46,7 +46,7 @@ from pyro_avrnn.media import write_wav
 SMOKE = ["--z-dim", "3", "--h-dim", "12", "--steps", "40", "--validate-every", "20", "--jobs", "1"]
 
 
-#: columns of the table beside bound and audit, by data
+#: columns of the table after bound and audit, by data
 ASKED = {
     "digits": ("speaker from f", "speaker from z", "digit from f", "digit from z", "same")
     + ("different",),

@@ -21,6 +21,7 @@ from pyro_avrnn.data.strings import StringLabels, labels, string_labels
 from pyro_avrnn.exchange import redraw, swap_f
 from pyro_avrnn.pair_critics import PairCritic
 
+Names = dict[str, np.ndarray]  #: labels of sequences, by what they name
 PIECE = 0.2  # seconds of speech that a code of verification is of
 
 
@@ -39,6 +40,17 @@ class Judge:
     def probe(self, paths: Tensor, part: Sequences, names: Any) -> RecurrentProbe:
         """A recurrent probe of paths of a part."""
         return RecurrentProbe(paths, part.mask, names, epochs=self.epochs)
+
+    def held(self, train: Paths, test: Paths, known: Names, asked: Names) -> Row:
+        """How often each label is read from f, and from the path of z."""
+        found: Row = {}
+        for name in known:
+            reads = LinearProbe(train.f, known[name])
+            found[f"{name} from f"] = reads.score(test.f, asked[name]).accuracy
+            path = self.probe(train.z, self.data.train, known[name])
+            score = path.score(test.z, self.data.test.mask, asked[name])
+            found[f"{name} from z"] = score.accuracy
+        return found
 
     def __call__(self, r: recipes.Recipe, seed: int) -> Row:
         """All numbers of a trained row."""
@@ -75,21 +87,17 @@ class Digits(Judge):
 
     def ask(self, r: recipes.Recipe, train: Paths, test: Paths, seed: int) -> Row:
         """Probes of f and z, and swaps of f between speakers."""
-        part, found = self.data.test, {}
-        for name in self.known:
-            reads = LinearProbe(train.f, self.known[name])
-            found[f"{name} from f"] = reads.score(test.f, self.asked[name]).accuracy
-            path = self.probe(train.z, self.data.train, self.known[name])
-            score = path.score(test.z, part.mask, self.asked[name])
-            found[f"{name} from z"] = score.accuracy
-            judged = self.judges[name].score(part.x, part.mask, self.asked[name])
-            found[f"{name} of real frames"] = judged.accuracy
+        part = self.data.test
+        found = self.held(train, test, self.known, self.asked)
+        for name, judge in self.judges.items():
+            score = judge.score(part.x, part.mask, self.asked[name])
+            found[f"{name} of real frames"] = score.accuracy
         random = np.random.default_rng(seed)
         digits, speakers = self.asked["digit"], self.asked["speaker"]
-        for name, alike in (("same", digits == digits[:, None]), ("different", None)):
-            fits = (digits != digits[:, None]) if alike is None else alike
-            fits = fits & (speakers != speakers[:, None])
-            order = np.array([random.choice(np.flatnonzero(row)) for row in fits])
+        alike = digits == digits[:, None]
+        for name, fits in (("same", alike), ("different", ~alike)):
+            others = fits & (speakers != speakers[:, None])
+            order = np.array([random.choice(np.flatnonzero(row)) for row in others])
             x = swapped(r, part, order, seed)
             voice = self.judges["speaker"].predict(x, part.mask) == speakers[order]
             said = self.judges["digit"].predict(x, part.mask) == digits
@@ -114,14 +122,8 @@ class Strings(Judge):
     def ask(self, r: recipes.Recipe, train: Paths, test: Paths, seed: int) -> Row:
         """Probes of f and z, and swaps of f between speakers."""
         part, known, asked = self.data.test, self.known, self.asked
-        found = {
-            "speaker from f": LinearProbe(train.f, known.speakers)
-            .score(test.f, asked.speakers)
-            .accuracy,
-            "speaker from z": self.probe(train.z, self.data.train, known.speakers)
-            .score(test.z, part.mask, asked.speakers)
-            .accuracy,
-        }
+        speakers = [{"speaker": of.speakers} for of in (known, asked)]
+        found = self.held(train, test, *speakers)
         of_z = self.probe(train.z, self.data.train, self.frames[0])
         found["digit from z"] = float(said(of_z, test.z, part.mask, asked).mean())
         found["speaker of real frames"] = self.speaker.score(
@@ -161,13 +163,8 @@ class Sprites(Judge):
 
     def ask(self, r: recipes.Recipe, train: Paths, test: Paths, seed: int) -> Row:
         """Probes of f and z, and one of them drawn from its prior."""
-        part, found = self.data.test, {}
-        for name in self.known:
-            reads = LinearProbe(train.f, self.known[name])
-            found[f"{name} from f"] = reads.score(test.f, self.asked[name]).accuracy
-            path = self.probe(train.z, self.data.train, self.known[name])
-            score = path.score(test.z, part.mask, self.asked[name])
-            found[f"{name} from z"] = score.accuracy
+        part = self.data.test
+        found = self.held(train, test, self.known, self.asked)
         for what in ("f", "z"):
             with seeded(seed):
                 x = redraw(r.model, r.guide, part.x, what, part.mask)

@@ -120,7 +120,7 @@ class Training:
     segment: str | None = option(
         None, "dsae: in training, f reads shares of a sequence such as 0.3-0.7, its steps shuffled"
     )
-    kl_f: Weight = option(1.0, "dsae: factor on the KL of f, beside kl")
+    kl_f: Weight = option(1.0, "dsae: further factor on the KL of f; kl multiplies it, too")
     match: Weight = option(0.0, "dsae: price of the MMD between aggregate and prior of f")
     alpha: Weight = option(0.0, "dsae: weight of a bonus for I(x; f), by InfoNCE")
     free_bits: float = option(
